@@ -1,0 +1,48 @@
+# The commands of this repository; every line only runs a script. `make help` lists them.
+DATA ?= sample
+OUT ?= build/sample
+PYTHON ?= python3
+PY := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help run test data sample q1 q2 bench lint
+
+help:  ## list the targets
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@echo "Settings: DATA=$(DATA) OUT=$(OUT); real data: make data, then make run DATA=data OUT=report"
+
+run: .venv/ready  ## everything that exists, on DATA into OUT (default: the embedded sample)
+	@if [ "$(DATA)" = sample ]; then $(PY) make_sample_data.py -out sample; fi
+	$(PY) q1_linear_attention.py -quick -out $(OUT)
+	@$(MAKE) --no-print-directory q2
+	@echo "Figures: $(OUT)/figures/  Results: $(OUT)/results/"
+
+test: .venv/ready  ## the tests
+	$(PY) -m pytest
+
+data: .venv/ready  ## fetch the real OCTMNIST (55 MB) into data/
+	$(PY) download_octmnist.py -root data
+
+sample: .venv/ready  ## write the synthetic stand-ins into sample/
+	$(PY) make_sample_data.py -out sample
+
+q1: .venv/ready  ## Question 1 in full (3 minutes)
+	$(PY) q1_linear_attention.py -out $(OUT)
+
+q2: .venv/ready  ## Question 2: search three learning rates, then the strided network at the best
+	$(PY) hw2-q2.py -data $(DATA) -out $(OUT) -learning_rate 0.1 0.01 0.001
+	$(PY) hw2-q2.py -data $(DATA) -out $(OUT) -learning_rate best -no_maxpool
+
+bench: .venv/ready  ## speed, as ratios against plain reference loops measured in the same run
+	$(PY) tests/bench_q1.py
+	$(PY) tests/bench_q2.py
+
+lint: .venv/ready  ## ruff, the notebook included
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+.venv/ready: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=python3.11 ..." >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@

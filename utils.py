@@ -1,0 +1,296 @@
+"""Shared by every question: command lines, seeds, results, plots, and the two datasets (OCTMNIST and LJ Speech).
+
+Imports nothing of the project. Every failure that a person can put right is a `UserError`, whose text is one sentence
+that says what to do next; `run_script` turns it into that sentence on stderr and exit status 2.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import random
+import shlex
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+
+os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")  # joblib's helper process would warn after Ctrl-C
+if "ipykernel" not in sys.modules:
+    matplotlib.use("Agg")  # scripts only save their plots: no window system is needed
+import matplotlib.pyplot as plt
+
+
+# ---------------------------------------------------------------------------------------------------- command lines
+class UserError(Exception):
+    """Something the person at the keyboard can put right; the message is one sentence that says how."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with the course's single-dash flags (`-epochs`, also as `--epochs`) and its errors in one line."""
+
+    def __init__(self, description):
+        super().__init__(
+            description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+
+    def flag(self, name, **options):
+        """Add the flag `-name`, with `--name` as an alias; the options are those of `add_argument`."""
+        self.add_argument(f"-{name}", f"--{name}", **options)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}; `python {self.prog} -h` explains every flag.\n")
+
+
+def number(kind, low, high=math.inf, above=None, below=None, or_word=None):
+    """An argparse type: a finite `int` or `float` in [low, high], strictly `above` and `below`; or the given word."""
+
+    def parse(text):
+        if text == or_word:
+            return text
+        value = kind(text)
+        if not (math.isfinite(value) and low <= value <= high):
+            raise argparse.ArgumentTypeError(f"{text} is not between {low:g} and {high:g}")
+        if (above is not None and value <= above) or (below is not None and value >= below):
+            raise argparse.ArgumentTypeError(
+                f"{text} must be {f'above {above:g}' if value == above else f'below {below:g}'}"
+            )
+        return value
+
+    parse.__name__ = {int: "whole number", float: "number"}[kind]  # argparse names it: «invalid number value: 'ten'»
+    return parse
+
+
+def run_script(main, parser):
+    """Call `main(args)`; end a `UserError` or Ctrl-C as one sentence on stderr and exit status 2, without a traceback."""
+    try:
+        main(parser.parse_args())
+    except UserError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(
+            2, f"{parser.prog}: interrupted; what was finished is saved, and the same command goes on from there.\n"
+        )
+
+
+def pick_device(name):
+    """`auto`, `cpu`, `cuda` or `mps` -> torch.device; UserError where this machine has no such device."""
+    have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(device for device in ("cuda", "mps", "cpu") if have[device])
+    if not have.get(name):
+        raise UserError(f"this machine has no usable device '{name}'; choose auto or cpu.")
+    return torch.device(name)
+
+
+def configure_seed(seed):
+    """Seed Python, NumPy and torch (every device), and make cuDNN deterministic."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  (libraries still draw from it)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
+# --------------------------------------------------------------------------------------------------------- results
+@contextmanager
+def write_atomically(path):
+    """Yield a temporary path beside `path`, renamed to it only when the block succeeds: never a half-written file."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot write {path} ({reason}); free some space or name another folder.") from error
+    finally:
+        if os.access(path.parent, os.W_OK):
+            temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder):
+    """Raise UserError now, not after an hour of training, if results cannot be written to `folder`."""
+    with write_atomically(Path(folder) / "results" / "write-test") as temporary:
+        temporary.touch()
+    (Path(folder) / "results" / "write-test").unlink()
+
+
+def file_sha256(path):
+    """SHA-256 of a file, as hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def environment(device="cpu"):
+    """What the numbers were made with: versions, device, threads and processor."""
+    processor = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), processor)
+    name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else str(device)
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "processor": f"{processor}, {os.cpu_count()} cores",
+    }
+
+
+def command_line():
+    """The command that is running, as one would type it."""
+    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def new_result(question, run, command, config, data, device):
+    """The start of a results file, in the schema of README.md: nothing has finished yet."""
+    result = {"question": question, "run": run, "command": command, "config": config, "seed": config["seed"]}
+    result |= {"status": "interrupted", "data": data, "environment": environment(device)}
+    return result | {"seconds": 0.0, "epochs": [], "test": {}}
+
+
+def save_result(out, result):
+    """Write `result` (a dict in the schema of README.md, 'Results') to `out`/results/<run>.json; NaN becomes null."""
+
+    def clean(value):
+        if isinstance(value, dict):
+            return {key: clean(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [clean(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    path = Path(out) / "results" / f"{result['run']}.json"
+    with write_atomically(path) as temporary:
+        temporary.write_text(json.dumps(clean(result), indent=1, allow_nan=False) + "\n")
+
+
+def load_result(out, run):
+    """Read `out`/results/`run`.json; UserError when it is missing or damaged."""
+    path = Path(out) / "results" / f"{run}.json"
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is missing or damaged; run the command that makes it again.") from error
+
+
+# ----------------------------------------------------------------------------------------------------- checkpoints
+def random_state():
+    """The state of torch's generators (the only ones that training draws from)."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+
+def set_random_state(state):
+    """Put back what `random_state` returned."""
+    torch.set_rng_state(state["cpu"])
+    torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
+
+
+def save_checkpoint(path, identity, state):
+    """Save `state` (tensors and plain values) atomically, with the `identity` (config and data) that it belongs to."""
+    buffer = io.BytesIO()  # a full disk then fails in one place, as an OSError
+    torch.save({"identity": identity, "state": state}, buffer)
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def load_checkpoint(path, identity=None):
+    """The state saved at `path` (on the CPU), or None where there is no file.
+
+    UserError if the file is damaged, or belongs to another identity than the one given.
+    """
+    if not Path(path).exists():
+        return None
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        found, state = saved["identity"], saved["state"]
+    except Exception as error:  # a damaged file raises a dozen types; nothing else happens in this block
+        raise UserError(f"the checkpoint {path} is damaged; delete it to start this run again.") from error
+    if identity is not None and found != identity:
+        changed = sorted(key for key in identity if identity[key] != found.get(key))
+        raise UserError(
+            f"the checkpoint {path} is of a run with other {' and '.join(changed)}; delete it to start again."
+        )
+    return state
+
+
+# ----------------------------------------------------------------------------------------------------------- plots
+def save_figure(figure, out, name, source):
+    """Save a figure as `out`/figures/`name`.pdf (for the report) and .png (for people), labelled with its data source."""
+    figure.suptitle(f"data: {source}", fontsize=8, color="dimgray")
+    for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", None)):  # no date: same result, same file
+        with write_atomically(Path(out) / "figures" / f"{name}.{suffix}") as temporary:
+            figure.savefig(temporary, metadata=metadata, dpi=150)
+    plt.close(figure)
+
+
+def plot(curves, ylabel, name, out, source, title):
+    """Draw curves against the epoch and save them; `curves`: (one value per epoch, options of matplotlib's plot) each."""
+    figure, axes = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
+    for values, options in curves:
+        markers = {"marker": "o", "markersize": 3} if len(values) <= 20 else {}
+        axes.plot(range(1, len(values) + 1), values, **(markers | options))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="Epoch", ylabel=ylabel, title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    save_figure(figure, out, name, source)
+
+
+# -------------------------------------------------------------------------------------------------------- OCTMNIST
+OCT_CLASSES = ("CNV", "DME", "drusen", "normal")
+OCTMNIST_MD5 = "c68d92d5b585d8d81f7112f81e2d0842"  # medmnist.INFO["octmnist"]["MD5"]
+
+
+def load_oct_data(folder):
+    """Load `folder`/octmnist.npz (MedMNIST's format), checking everything that can be wrong with it.
+
+    Returns (splits, info): splits maps "train", "val" and "test" to (images, labels), images float32 (N, 1, 28, 28) in
+    [0, 1] and labels int64 (N,), classes 0..3 as in `OCT_CLASSES`; info is the `data` entry of a results file.
+    Raises UserError for a missing, damaged or wrong file.
+    """
+    path = Path(folder) / "octmnist.npz"
+    if not path.is_file():
+        raise UserError(
+            f"{path} does not exist; `python download_octmnist.py` fetches it, `make sample` writes a stand-in."
+        )
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except Exception as error:  # a damaged zip raises half a dozen types; nothing else happens in this block
+        raise UserError(f"{path} is damaged or not an npz file; delete it and fetch it again.") from error
+
+    splits = {}
+    for split in ("train", "val", "test"):
+        missing = [key for key in (f"{split}_images", f"{split}_labels") if key not in arrays]
+        if missing:
+            raise UserError(f"{path} has no entry '{missing[0]}'; it must have MedMNIST's keys, so fetch it again.")
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        n = len(images) if images.ndim else 0
+        if n == 0:
+            raise UserError(f"the {split} split of {path} is empty; fetch the file again.")
+        if images.dtype.kind == "f" and np.isnan(images).any():
+            raise UserError(f"{split}_images in {path} holds NaN; it must be uint8, so fetch the file again.")
+        for key, array, shape in (("images", images, (n, 28, 28)), ("labels", labels, (n, 1))):
+            if array.dtype != np.uint8 or array.shape != shape:
+                found = f"{array.dtype} {array.shape}, not uint8 {shape}"
+                raise UserError(f"{split}_{key} in {path} is {found}; fetch the file again.")
+        if labels.max() >= len(OCT_CLASSES):
+            raise UserError(
+                f"{split}_labels in {path} has a label {labels.max()}; labels are 0 to 3, so fetch the file again."
+            )
+        x = torch.from_numpy(images).unsqueeze(1).float().div_(255)  # (N, 1, 28, 28)
+        splits[split] = (x, torch.from_numpy(labels).flatten().long())  # (N,)
+
+    with open(path, "rb") as file:
+        official = hashlib.file_digest(file, "md5").hexdigest() == OCTMNIST_MD5
+    source = "OCTMNIST" if official else str(arrays.get("source", "octmnist.npz of unknown origin"))
+    counts = {split: len(labels) for split, (_, labels) in splits.items()}
+    return splits, {"source": source, "sha256": file_sha256(path), "counts": counts}

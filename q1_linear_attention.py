@@ -1,249 +1,328 @@
-"""Question 1: attention linear in the sequence length, from the Taylor series of the exponential; derived, then run.
+"""Question 1: attention in time linear in the sequence length, from the Taylor series of exp; derived, then measured.
 
-    python q1_linear_attention.py -out build            every measurement: about 2 minutes on 2 cores
-    python q1_linear_attention.py -out build -quick     lengths up to 4,096: under 20 s
-    python q1_linear_attention.py -out build -plot_only the figures again, without measuring
+    python q1_linear_attention.py -out build              about 2 minutes on 2 cores; with -quick under 20 s
+    python q1_linear_attention.py -out build -plot_only   figures and summary again, from the saved numbers
 
-Prints the error of each identity (rounding only), where the series is good and where it fails, seconds and memory
-against the sequence length with the fitted slopes (about 2 for exact attention, about 1 for linear), and from which
-length linear attention is faster. Saves OUT/results/q1.json and OUT/figures/q1-*.{pdf,png}.
-
-n_terms, the assignment's K, is the number of terms of the series: exp(s) ~ sum of s^n / n! for n < n_terms. D is the
-size of a head, M the number of features, T the number of queries, S of keys, N of independent sequences.
+Prints the errors of the identities (rounding only) and of the approximation, beside its bound, the slopes of time against
+length (2: quadratic, 1: linear) and the crossover; saves OUT/results/q1.json and OUT/figures/q1-*.
+Letters: D head size, E value size, M features, T queries, S keys (L where equal), N sequences; n_terms is the question's K.
 """
 
 import math
 import os
-import time
+import timeit
 from collections import Counter
 from functools import lru_cache, partial
 from itertools import combinations_with_replacement, product
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 import utils
-from utils import UserError
 
-SOURCE = "random normal Q, K, V (synthetic)"
-FEATURE_BUFFER = {
-    "cpu": 2**21,
-    "cuda": 2**27,
-}  # elements of features held at once; 8 MB of float32 stay in a CPU's cache
-CAUSAL_CHUNK = 512  # longest chunk whose own scores are computed the quadratic way
-MEMORY_LIMIT = 6e9  # bytes: a measurement that would need more is skipped, and the result says so
-QUICK_LENGTH = 4_096
+FEATURE_BUFFER = {"cpu": 2**21, "cuda": 2**26}  # features held at once: 8 MB of float32 stay in a CPU's cache
+SCALES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 24.0)  # largest |q . k| when compared with exact attention
+LINES = {"linear": "-", "softmax, fused": "--", "softmax, plain": ":"}  # the methods, and how they are drawn
+LINES |= {"error": "-", "bound": "--", "full": "-", "reduced": "--"}
 
 
 # -------------------------------------------------------------------------------------------- the feature map (Q1.1)
 def feature_dim(D, n_terms, reduced=False):
-    """Number M of features: 1 + D + ... + D^(K-1), or C(D + K - 1, K - 1) when monomials are not repeated."""
+    """M: (D^K - 1)/(D - 1) = 1 + D + ... + D^(K-1), or C(D + K - 1, K - 1) where no monomial is repeated."""
     return math.comb(D + n_terms - 1, n_terms - 1) if reduced else sum(D**n for n in range(n_terms))
 
 
 def taylor_exp(s, n_terms=3):
-    """sum of s^n / n! for n < n_terms, elementwise (Horner's rule)."""
-    total = torch.ones_like(s)
-    for n in range(n_terms - 1, 0, -1):
-        total = 1 + s * total / n
-    return total
+    """sum of s^n / n! for n < n_terms, elementwise."""
+    return sum(s**n / math.factorial(n) for n in range(n_terms))
 
 
 def taylor_feature_map(x, n_terms=3, reduced=False):
-    """phi of Q1.1: (..., D) floats -> (..., M) such that phi(q) . phi(k) = sum of (q . k)^n / n! for n < n_terms, exactly.
+    """phi of Q1.1: floats (..., D) -> (..., M) with phi(q) . phi(k) = sum of (q . k)^n / n! for n < n_terms, exactly.
 
-    `reduced=False`: all D^n products of n coordinates, each over sqrt(n!). `reduced=True`: each monomial once, times
-    sqrt(1 / product of the factorials of its exponents), by the multinomial theorem; for n_terms = 3 half the features.
-    Raises ValueError for n_terms < 1 or an x that is not floating-point with D >= 1.
+    `reduced=False`: the D^n products of n coordinates, over sqrt(n!). `reduced=True`: every monomial once, over the root
+    of the factorials of its exponents (multinomial theorem). ValueError for n_terms < 1, D = 0 or an x of integers.
     """
     if n_terms < 1 or not x.is_floating_point() or x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(
             f"n_terms must be at least 1 and x floats (..., D); got {n_terms} and {x.dtype} {(*x.shape,)}."
         )
     if reduced:
-        phi = monomials(x.reshape(1, -1, x.shape[-1]).mT, n_terms).mT.reshape(*x.shape[:-1], -1)  # (..., M)
-        return phi * monomial_weights(x.shape[-1], n_terms).sqrt().to(x)
+        features = monomials(x.reshape(1, -1, x.shape[-1]).mT, n_terms).mT.reshape(*x.shape[:-1], -1)  # (..., M)
+        return features * monomial_weights(x.shape[-1], n_terms).sqrt().to(x)
     powers = [torch.ones_like(x[..., :1])]
     for n in range(1, n_terms):
         powers.append((powers[-1][..., None] * x[..., None, :]).flatten(-2) / math.sqrt(n))  # (..., D^n)
     return torch.cat(powers, dim=-1)
 
 
-def monomials(x, n_terms, out=None):
-    """All distinct monomials of degree below n_terms: (N, D, L) -> (N, M, L), in `out` if given (not differentiable).
+def monomials(x, n_terms):
+    """Every monomial of degree < n_terms, once: (N, D, L) -> (N, M, L), as those of degree n_terms - 1 in (1, x).
 
-    Monomials of one degree are in lexicographic order, so those that may follow x_i (all indices >= i) are the last
-    rows of the degree below: each step is one product of x_i with a contiguous block. Features are rows, not columns,
-    so that these blocks and the matrix products that follow run along memory.
+    In lexicographic order, the monomials that may follow x_i (no index below i) are the last rows of the degree before,
+    so each step is x_i times one contiguous block; features are rows so that products run along memory.
     """
-    N, D, L = x.shape
-    x = x.contiguous()
-    blocks = [x.new_ones(N, 1, L) if out is None else out[:, :1].fill_(1)]
-    row = 1
+    x = F.pad(x.contiguous(), (0, 0, 1, 0), value=1)  # (N, D + 1, L)
+    rows, grad = torch.ones_like(x[:, :1]), torch.is_grad_enabled() and x.requires_grad
     for n in range(1, n_terms):
-        start, products = row, []
-        for i in range(D):
-            size = math.comb(D - i + n - 2, n - 1)
-            tail = blocks[-1][:, blocks[-1].shape[1] - size :]  # (N, size, L)
-            target = None if out is None else out[:, row : row + size]
-            products.append(torch.mul(tail, x[:, i : i + 1], out=target))
-            row += size
-        blocks.append(torch.cat(products, dim=1) if out is None else out[:, start:row])
-    return torch.cat(blocks, dim=1) if out is None else out
+        sizes = [math.comb(x.shape[1] - i + n - 2, n - 1) for i in range(x.shape[1])]
+        factors = [(rows[:, -size:], x[:, i : i + 1]) for i, size in enumerate(sizes)]
+        if grad:
+            rows = torch.cat([a * b for a, b in factors], dim=1)
+        else:  # half the memory traffic, but autograd refuses `out`
+            rows = x.new_empty(x.shape[0], sum(sizes), x.shape[2])
+            for (a, b), out in zip(factors, rows.split(sizes, dim=1)):
+                torch.mul(a, b, out=out)
+    return rows
 
 
 @lru_cache
 @torch.inference_mode(False)  # the cached tensor must also serve calls that record gradients
 def monomial_weights(D, n_terms):
     """1 / product of the factorials of each monomial's exponents, in the order of `monomials`: (M,) float64."""
-    rows = [m for n in range(n_terms) for m in combinations_with_replacement(range(D), n)]
-    weights = [1 / math.prod(map(math.factorial, Counter(row).values())) for row in rows]
-    return torch.tensor(weights, dtype=torch.float64)
+    degrees = (Counter(i for i in row if i) for row in combinations_with_replacement(range(D + 1), n_terms - 1))
+    return torch.tensor([1 / math.prod(map(math.factorial, d.values())) for d in degrees], dtype=torch.float64)
 
 
 # ------------------------------------------------------------------------------------------- attention (Q1.2, Q1.3)
 def softmax_attention(Q, K, V):
-    """softmax(Q K^T) V as the assignment writes it, without 1/sqrt(D): (..., T, D), (..., S, D), (..., S, E) -> (..., T, E)."""
-    check_inputs(Q, K, V)
-    q, k, v = (x.to(computing_dtype(x)) for x in (Q, K, V))
+    """softmax(Q K^T) V as the question has it, without 1/sqrt(D); shapes, dtypes and errors as `linear_attention`."""
+    q, k, v = checked(Q, K, V)
     return ((q @ k.mT).softmax(dim=-1) @ v).to(V.dtype)
 
 
-def taylor_attention(Q, K, V, n_terms=3, causal=False):
-    """The truncated series applied to the T x S matrix of scores, each row normalised: quadratic, the reference for linear.
-
-    Shapes, dtypes and errors as `linear_attention`; `causal`: position t sees keys 0..t only.
-    """
-    check_inputs(Q, K, V, n_terms, causal=causal)
-    q, k, v = (x.to(computing_dtype(x)) for x in (Q, K, V))
+def taylor_attention(Q, K, V, n_terms=3):
+    """`linear_attention` the quadratic way: the truncated series of the (..., T, S) scores, each row over its sum."""
+    q, k, v = checked(Q, K, V, n_terms)
     weights = taylor_exp(q @ k.mT, n_terms)  # (..., T, S)
-    weights = weights.tril() if causal else weights
-    normaliser = weights.sum(dim=-1, keepdim=True)  # (..., T, 1)
-    n_keys = torch.arange(1, k.shape[-2] + 1, device=k.device)[:, None] if causal else k.shape[-2]
-    check_normaliser(normaliser, q.norm(dim=-1, keepdim=True), largest_norm(K), n_keys, n_terms)
-    return (weights @ v / normaliser).to(V.dtype)
+    sums = weights.sum(dim=-1, keepdim=True)  # (..., T, 1)
+    check_normaliser(sums, q, k.norm(dim=-1).amax(dim=-1)[..., None, None], k.shape[-2], n_terms)
+    return (weights @ v / sums).to(V.dtype)
 
 
-def linear_attention(Q, K, V, n_terms=3, chunk=None):
-    """D^-1 Phi(Q) (Phi(K)^T V) of Q1.3: equal to `taylor_attention`, in time O((T + S) M E) and never forming T x S.
+def linear_attention(Q, K, V, n_terms=3, chunk=None, causal=False):
+    """D^-1 Phi(Q) (Phi(K)^T V) of Q1.3: what `taylor_attention` gives, in O((T + S) M E) and never T x S.
 
-    Q (..., T, D), K (..., S, D), V (..., S, E), one floating dtype -> (..., T, E) of that dtype; float16 and bfloat16
-    are computed in float32. The features exist for `chunk` positions at a time (default: what stays in cache), so the
-    extra memory is O(M E + chunk M), also for gradients. Raises ValueError for empty, non-finite or mismatched inputs,
-    n_terms < 1, and a normaliser that is not positive (possible for even n_terms: the series' degree is then odd).
+    Q (..., T, D), K (..., S, D), V (..., S, E) of one floating dtype -> (..., T, E) of that dtype; float16 and bfloat16
+    are computed in float32. Only `chunk` positions (default: what stays in cache) have their features at a time, so the
+    extra memory is O(M E + chunk M), also with gradients. `causal`: position t sees keys 0..t (needs T = S).
+    Raises ValueError for empty, non-finite or mismatched inputs, n_terms or chunk < 1, and for weights whose sum is not
+    positive, which happens for even n_terms only: the degree is then odd.
     """
-    return attend(Q, K, V, n_terms, chunk, causal=False)
+    q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in checked(Q, K, V, n_terms, chunk or 1, causal))
+    weights = monomial_weights(Q.shape[-1], n_terms).to(q)
+    if chunk is None:  # a causal chunk's own scores are quadratic: 512 keeps them cheaper than the features
+        chunk = max(FEATURE_BUFFER.get(q.device.type, 2**21) // (len(q) * len(weights)), 64)
+        chunk = min(chunk, 512) if causal else chunk
+    # with gradients a chunk's features are recomputed in the backward pass: kept, they would pile up over L
+    grad = torch.is_grad_enabled() and any(x.requires_grad for x in (Q, K, V))
+    call = partial(checkpoint, use_reentrant=False) if grad else lambda function, *inputs: function(*inputs)
+
+    def summed(k, v):  # Phi(K)^T V, transposed; the column of ones makes the normaliser come with the numerator
+        return weights * (F.pad(v, (0, 1), value=1).mT @ monomials(k.mT, n_terms).mT)  # (N, E + 1, M)
+
+    state, k_norm = q.new_zeros(len(q), V.shape[-1] + 1, len(weights)), k.norm(dim=-1).amax(dim=-1)[:, None, None]
+    out = V.new_empty(*q.shape[:2], V.shape[-1])  # (N, T, E)
+    with torch.autocast(q.device.type, enabled=False):  # sums over a whole sequence need all of float32's digits
+        for part in () if causal else zip(k.split(chunk, dim=1), v.split(chunk, dim=1)):
+            state = state + call(summed, *part)
+        for start, here in ((i, slice(i, i + chunk)) for i in range(0, q.shape[1], chunk)):
+            sums = call(lambda q, state: state @ monomials(q.mT, n_terms), q[:, here], state).mT  # (N, chunk, E + 1)
+            if causal:
+                own = taylor_exp(q[:, here] @ k[:, here].mT, n_terms).tril()  # (N, chunk, chunk)
+                sums = sums + own @ F.pad(v[:, here], (0, 1), value=1)
+                state = state + call(summed, k[:, here], v[:, here])
+            check_normaliser(sums[..., -1:], q[:, here], k_norm, start + 1 if causal else k.shape[1], n_terms)
+            out[:, here] = sums[..., :-1] / sums[..., -1:]
+    return out.reshape(*Q.shape[:-1], -1)
 
 
 def causal_linear_attention(Q, K, V, n_terms=3, chunk=None):
-    """`linear_attention` where position t sees keys 0..t only, for decoders: running sums of Phi(k) v^T over the chunks
-    before, and the masked quadratic form inside a chunk. Needs T = S; gradients keep one (M, E) state per chunk."""
-    return attend(Q, K, V, n_terms, chunk, causal=True)
+    """`linear_attention` for decoders: running sums of Phi(k) v^T over earlier chunks, the masked series inside one."""
+    return linear_attention(Q, K, V, n_terms, chunk, causal=True)
 
 
-def attend(Q, K, V, n_terms, chunk, causal):
-    """Both linear forms: flatten the leading sizes to N and take as many sequences at once as the feature buffer holds."""
-    check_inputs(Q, K, V, n_terms, chunk, causal)
-    n_features, longest = feature_dim(K.shape[-1], n_terms, reduced=True), max(Q.shape[-2], K.shape[-2])
-    buffer = FEATURE_BUFFER.get(Q.device.type, FEATURE_BUFFER["cpu"])
-    if chunk is None:
-        chunk = min(max(buffer // n_features // 64, 1) * 64, CAUSAL_CHUNK if causal else longest)
-    chunk = min(chunk, longest)
-    group = max(buffer // (chunk * max(n_features, chunk if causal else 1)), 1)
-    parts = zip(*(x.reshape(-1, *x.shape[-2:]).split(group) for x in (Q, K, V)))  # each (N, length, size)
-    with torch.autocast(Q.device.type, enabled=False):  # sums over a whole sequence need all of float32's digits
-        return torch.cat([attend_group(*part, n_terms, chunk, causal) for part in parts]).reshape(*Q.shape[:-1], -1)
-
-
-def attend_group(Q, K, V, n_terms, chunk, causal):
-    """(N, T, D), (N, S, D), (N, S, E) -> (N, T, E). The state is (N, E + 1, M): its last row, the sums of the features
-    themselves, makes the normaliser come out of the same matrix product as the numerator."""
-    (N, T, D), S, dtype = Q.shape, K.shape[1], computing_dtype(Q)
-    weights, differentiable = (
-        monomial_weights(D, n_terms).to(Q.device, dtype),
-        torch.is_grad_enabled() and any(x.requires_grad for x in (Q, K, V)),
-    )
-    features = None if differentiable else Q.new_empty(N, len(weights), chunk, dtype=dtype)
-    call = partial(checkpoint, use_reentrant=False, preserve_rng_state=False) if differentiable else run
-
-    def phi(x):  # (N, L, D) -> (N, M, L), without the weights: they are applied to the state, which is smaller
-        return monomials(x.mT, n_terms, None if features is None else features[..., : x.shape[1]])
-
-    def keys_and_values(k, v):  # -> (N, E + 1, M)
-        return F.pad(v, (0, 1), value=1).mT @ phi(k).mT * weights
-
-    def inside(q, k, v):  # -> (N, E + 1, L)
-        return (taylor_exp(q @ k.mT, n_terms).tril() @ F.pad(v, (0, 1), value=1)).mT
-
-    state, k_norm = Q.new_zeros(N, V.shape[-1] + 1, len(weights), dtype=dtype), largest_norm(K)
-    if not causal:
-        for k, v in zip(K.split(chunk, dim=1), V.split(chunk, dim=1)):
-            state = state + call(keys_and_values, k.to(dtype), v.to(dtype))
-    out = [] if differentiable else Q.new_empty(N, T, V.shape[-1])
-    for start in range(0, T, chunk):
-        rows = slice(start, start + chunk)
-        q = Q[:, rows].to(dtype)
-        sums = call(lambda q, state: state @ phi(q), q, state)  # (N, E + 1, L)
-        n_keys = S
-        if causal:
-            k, v = K[:, rows].to(dtype), V[:, rows].to(dtype)
-            sums = sums + call(inside, q, k, v)
-            state = state + call(keys_and_values, k, v)
-            n_keys = torch.arange(start + 1, start + 1 + q.shape[1], device=q.device)
-        check_normaliser(sums[:, -1], q.norm(dim=-1), k_norm[:, :, 0], n_keys, n_terms)
-        y = (sums[:, :-1] / sums[:, -1:]).mT  # (N, L, E)
-        if differentiable:
-            out.append(y.to(V.dtype))
-        else:
-            out[:, rows] = y  # a list to join at the end would hold the result twice
-    return torch.cat(out, dim=1) if differentiable else out
-
-
-def run(function, *arguments):
-    """`function(*arguments)`: what `checkpoint` is when nothing has to be kept for a gradient."""
-    return function(*arguments)
-
-
-def computing_dtype(x):
-    """float32 for the half precisions, whose sums over a sequence would round to nothing; otherwise x's own dtype."""
-    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-
-
-def check_inputs(Q, K, V, n_terms=1, chunk=None, causal=False):
-    """Raise ValueError, in one sentence, where attention is undefined."""
-    shapes = f"Q {(*Q.shape,)}, K {(*K.shape,)}, V {(*V.shape,)}"
-    if min(Q.ndim, K.ndim, V.ndim) < 2 or not Q.shape[:-2] == K.shape[:-2] == V.shape[:-2]:
-        raise ValueError(f"Q, K and V must be (..., length, size) with the same leading sizes; got {shapes}.")
-    if Q.shape[-1] != K.shape[-1] or K.shape[-2] != V.shape[-2] or (causal and Q.shape[-2] != K.shape[-2]):
-        raise ValueError(f"Q and K must have one size, K and V (and a causal Q) one length; got {shapes}.")
-    if min(Q.numel(), K.numel(), V.numel()) == 0:
-        raise ValueError(f"attention over nothing is undefined: every size must be at least 1; got {shapes}.")
-    if n_terms < 1 or (chunk is not None and chunk < 1):
+def checked(Q, K, V, n_terms=1, chunk=1, causal=False):
+    """Q, K and V in the dtype to compute in; ValueError, in one sentence, where attention is undefined."""
+    fits = Q.shape[:-2] == K.shape[:-2] == V.shape[:-2] and Q.shape[-1:] == K.shape[-1:]
+    fits = fits and K.shape[-2:-1] == V.shape[-2:-1] and (not causal or Q.shape == K.shape)
+    if not fits or min(Q.ndim, K.ndim, V.ndim) < 2 or 0 in (*Q.shape, *K.shape, *V.shape):
+        got = [tuple(x.shape) for x in (Q, K, V)]
+        raise ValueError(f"Q must be (..., T, D), K (..., S, D), V (..., S, E), causal T = S, no size 0; got {got}.")
+    if min(n_terms, chunk) < 1:
         raise ValueError(f"n_terms and chunk must be at least 1; got {n_terms} and {chunk}.")
     if not (Q.is_floating_point() and Q.dtype == K.dtype == V.dtype):
         raise ValueError(f"Q, K and V must share one floating dtype; got {Q.dtype}, {K.dtype} and {V.dtype}.")
-    for name, x in (("Q", Q), ("K", K), ("V", V)):
-        if not torch.stack(x.detach().aminmax()).isfinite().all():  # aminmax passes NaN on and makes no copy of x
-            raise ValueError(f"{name} holds NaN or infinity.")
-
-
-def largest_norm(K):
-    """(..., S, D) -> (..., 1, 1): the largest |k| of each sequence."""
-    return torch.linalg.vector_norm(K.detach(), dim=-1, dtype=computing_dtype(K)).amax(dim=-1)[..., None, None]
+    if not all(torch.stack(x.detach().aminmax()).isfinite().all() for x in (Q, K, V)):  # aminmax passes NaN on
+        raise ValueError("Q, K and V must be finite; one of them holds NaN or infinity.")
+    return [x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (Q, K, V)]
 
 
 @torch.no_grad()
-def check_normaliser(normaliser, q_norm, k_norm, n_keys, n_terms):
-    """ValueError unless every sum of `n_keys` weights is finite, and positive by more than its own rounding error: the
-    terms that may have cancelled in it are bounded by |q . k| <= |q| |k|."""
-    rounding = torch.finfo(normaliser.dtype).eps * n_keys * taylor_exp(q_norm * k_norm, n_terms)
-    if not ((normaliser > rounding) & normaliser.isfinite()).all():
-        raise ValueError(
-            f"with n_terms={n_terms} the weights of a row sum to {normaliser.min():.3g}, which is not a positive number "
-            "beyond rounding; use smaller scores, or an odd n_terms, whose weights are always positive."
+def check_normaliser(sums, q, k_norm, n_keys, n_terms):
+    """ValueError unless `sums` (..., T, 1) of `n_keys` weights each are finite, and positive beyond their own rounding."""
+    largest = taylor_exp(q.norm(dim=-1, keepdim=True) * k_norm, n_terms)  # |q . k| <= |q| |k|: what may have cancelled
+    if not ((sums > torch.finfo(sums.dtype).eps * n_keys * largest) & sums.isfinite()).all():
+        problem = f"with n_terms={n_terms} the weights of a row sum to {sums.min():.3g}: not positive beyond rounding"
+        raise ValueError(f"{problem}; use smaller scores, or an odd n_terms, whose weights are always positive.")
+
+
+# ------------------------------------------------------------------------------------------------------ experiments
+def identity_errors(D, n_terms):
+    """Largest errors of phi(q) . phi(k) = series for 50 x 50 pairs, in float64 and relative to the terms' size."""
+    q, k = torch.randn(2, 50, D, dtype=torch.float64)
+    size, row = taylor_exp(q.norm(dim=1)[:, None] * k.norm(dim=1), n_terms), {"D": D, "n_terms": n_terms}
+    for form in ("full", "reduced"):
+        phi_q, phi_k = taylor_feature_map(torch.stack([q, k]), n_terms, form == "reduced")  # (50, M) each
+        row[form] = ((phi_q @ phi_k.T - taylor_exp(q @ k.T, n_terms)) / size).abs().max().item()
+    return row
+
+
+def equality_error(L, dtype):
+    """Largest |linear - quadratic Taylor attention| at D = 16, for chunks that do and do not divide L."""
+    Q, K, V = torch.randn(3, L, 16, dtype=getattr(torch, dtype)) / 2
+    linear = torch.stack([linear_attention(Q, K, V, chunk=chunk) for chunk in (1, 32, L)])
+    return {"L": L, "dtype": dtype, "error": (linear - taylor_attention(Q, K, V)).abs().max().item()}
+
+
+def approximation(n_terms, Q, K, V):
+    """Largest error of linear attention as the scores grow, and its bound: Lagrange's remainder max(1, e^s) |s|^n / n!
+    carried through the normalisation. Also the share of negative weights, and the refusal where a sum fails."""
+    rows = []
+    for scale in SCALES:
+        scores, error, refusal = scale * Q @ K.T, None, None  # (T, S)
+        weights, remainder = taylor_exp(scores, n_terms), scores.abs() ** n_terms / math.factorial(n_terms)
+        relative = (remainder * scores.exp().clamp(min=1)).sum(1) / scores.exp().sum(1)  # (T,)
+        bound = V.abs().max() * (relative * (1 + weights.abs().sum(1) / weights.sum(1).abs())).max()
+        try:
+            error = (linear_attention(scale * Q, K, V, n_terms) - softmax_attention(scale * Q, K, V)).abs().max().item()
+        except ValueError as problem:
+            refusal = str(problem)
+        rows.append((scale, error, bound.item(), (weights < 0).double().mean().item(), refusal))
+    keys = ("score_scale", "error", "bound", "negative_weights", "refusal")
+    return {"n_terms": n_terms} | dict(zip(keys, zip(*rows)))
+
+
+def measure(function, *inputs):
+    """(seconds, bytes): the best of three calls, and the peak of torch's allocator beyond inputs and output."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would report every machine without a GPU as an error
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as trace:
+        output = function(*inputs)
+    events = [e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.device_type().name.lower() == output.device.type)
+    seconds = timeit.repeat(lambda: function(*inputs).flatten()[0].item(), number=1, repeat=3)  # item() waits for a GPU
+    return min(seconds), max(0, int(np.cumsum([0] + [n for _, n in changes]).max()) - output.nbytes)
+
+
+def scaling(D, method, args):
+    """Seconds and peak bytes of one method against L, and the slope of log seconds over the last three octaves."""
+    M = feature_dim(D, args.n_terms, reduced=True)
+    function, needed = {
+        "linear": (partial(linear_attention, n_terms=args.n_terms), lambda L: M * (8 * D + 1000)),  # bytes
+        "softmax, fused": (partial(F.scaled_dot_product_attention, scale=1.0), lambda L: 0),
+        "softmax, plain": (softmax_attention, lambda L: 8 * L**2),
+    }[method]
+    large = {L: needed(L) / 1e9 for L in args.seq_lens if needed(L) > args.max_memory * 1e9}
+    curve = {"method": method, "D": D, "seq_lens": [L for L in args.seq_lens if L not in large]}
+    inputs = [
+        torch.randn(3, 1, 1, L, D, device=args.device) * D**-0.25 for L in curve["seq_lens"]
+    ]  # scores: variance 1
+    curve["seconds"], curve["peak_bytes"] = zip(*[measure(function, *QKV) for QKV in inputs]) if inputs else ((), ())
+    octaves = np.log([curve["seq_lens"][-4:], curve["seconds"][-4:]])
+    curve["slope"] = np.polyfit(*octaves, 1)[0] if octaves.shape[1] > 1 else None
+    return curve | {"skipped": [{"seq_len": L, "reason": f"needs {size:.1f} GB"} for L, size in large.items()]}
+
+
+def crossover(exact, linear, n_terms):
+    """Length from which linear attention is faster: measured, and predicted by counting products, L = M."""
+    gain = np.maximum.accumulate([math.log(a / b) for a, b in zip(exact["seconds"], linear["seconds"])] or [0])
+    found = math.exp(np.interp(0, gain, np.log(linear["seq_lens"])[: len(gain)])) if gain[0] < 0 < gain[-1] else None
+    predicted = feature_dim(exact["D"], n_terms, reduced=True)
+    return {"D": exact["D"], "against": exact["method"], "predicted": predicted, "measured": found}
+
+
+# ---------------------------------------------------------------------------------------------- figures and command
+def draw(result, out):
+    """One figure, axes logarithmic, for each of: approximation error, number of features, seconds, memory."""
+    for name, table, x, keys, xlabel, ylabel in (
+        ("approximation", "approximation", "score_scale", ("error", "bound"), "Largest score |q·k|", "Largest error"),
+        ("features", "feature_counts", "D", ("full", "reduced"), "Head size D", "Features M"),
+        ("seconds", "scaling", "seq_lens", ("seconds",), "Sequence length L", "Seconds"),
+        ("memory", "scaling", "seq_lens", ("peak_bytes",), "Sequence length L", "Peak extra memory (bytes)"),
+    ):
+        curves, colours = [], {}
+        for row, key in product(result[table], keys):
+            group, kind = (f"D = {row['D']}", row["method"]) if table == "scaling" else (f"K = {row['n_terms']}", key)
+            style = {"color": colours.setdefault(group, f"C{len(colours)}"), "linestyle": LINES[kind]}
+            curves.append((row[key], style | {"x": row[x], "label": f"{group}, {kind}"}))
+        utils.plot(curves, ylabel, f"q1-{name}", out, result["data"]["source"], "", xlabel)
+
+
+def make_parser():
+    parser = utils.ArgumentParser(__doc__.splitlines()[0])
+    parser.flag(
+        "seq_lens", type=utils.number(int, 1), nargs="+", default=[2**n for n in range(8, 17)], help="lengths L"
+    )
+    parser.flag("dims", type=utils.number(int, 1), nargs="+", default=[16, 32, 64], help="head sizes D")
+    parser.flag("n_terms", type=int, choices=(1, 3, 5, 7), default=3, help="terms of the series when measuring time")
+    parser.flag("quick", action="store_true", help="no length above 4,096")
+    parser.flag("max_memory", type=utils.number(float, 0), default=6.0, help="GB; what would need more is skipped")
+    parser.flag("out", default="build", help="folder for results/ and figures/")
+    parser.flag("seed", type=utils.number(int, 0, 2**32 - 1), default=42, help="of the random Q, K and V")
+    parser.flag("device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to measure")
+    parser.flag("plot_only", action="store_true", help="draw the results in OUT again, without measuring")
+    return parser
+
+
+def run(args):
+    """Every measurement, as the result that is saved."""
+    started, config = timeit.default_timer(), {k: v for k, v in vars(args).items() if k not in ("out", "plot_only")}
+    args.device = utils.pick_device(args.device)
+    args.seq_lens = sorted({min(L, 4096) if args.quick else L for L in args.seq_lens})
+    utils.configure_seed(args.seed)
+    identities = [identity_errors(D, n) for D, n in product((1, 2, 3, 7), range(1, 7))]
+    equalities = [equality_error(L, dtype) for L, dtype in product((1, 63, 257), ("float64", "float32"))]
+    Q, K, V = torch.randn(3, 64, 16, dtype=torch.float64)
+    approximations = [approximation(n, Q / (Q @ K.T).abs().max(), K, V) for n in range(2, 7)]
+    D = [2**n for n in range(2, 8)]
+    forms = {"full": False, "reduced": True}.items()
+    counts = [{"n_terms": n, "D": D} | {f: [feature_dim(d, n, r) for d in D] for f, r in forms} for n in range(2, 7)]
+    cases = list(product(args.dims, METHODS))
+    curves = [scaling(*case, args) for case in tqdm(cases, desc="time and memory", leave=False, disable=None)]
+    linear = {curve["D"]: curve for curve in curves if curve["method"] == "linear"}
+    crossovers = [crossover(curve, linear[curve["D"]], args.n_terms) for curve in curves if curve["method"] != "linear"]
+    result = {"question": "q1", "run": "q1", "command": utils.command_line(), "config": config, "seed": args.seed}
+    result |= {"status": "finished", "data": {"source": "random normal Q, K, V (synthetic)"}}
+    result |= {"environment": utils.environment(args.device), "seconds": timeit.default_timer() - started}
+    result |= {"identities": identities, "linear_vs_quadratic": equalities, "approximation": approximations}
+    return result | {"feature_counts": counts, "scaling": curves, "crossover": crossovers}
+
+
+def main(args):
+    """Measure (or read what was measured), save, draw and summarise; returns the result."""
+    utils.check_writable(args.out)
+    result = utils.load_result(args.out, "q1") if args.plot_only else run(args)
+    utils.save_result(args.out, result)
+    draw(result, args.out)
+    print(
+        f"largest error of phi(q).phi(k) = series: {max(max(r['full'], r['reduced']) for r in result['identities']):.1e}"
+    )
+    for row in result["linear_vs_quadratic"]:
+        print(f"linear - quadratic Taylor attention, L = {row['L']:3}, {row['dtype']}: {row['error']:.1e}")
+    for row in result["approximation"]:
+        cells = " ".join("refused" if e is None else f"{e:7.1e}" for e in row["error"])
+        print(f"K = {row['n_terms']}, error as the largest score grows from {SCALES[0]} to {SCALES[-1]:g}: {cells}")
+    for row in result["scaling"]:
+        print(f"D = {row['D']:2}, {row['method']}: slope {row['slope']}, {row['seconds']} s")
+    for row in result["crossover"]:
+        print(
+            f"D = {row['D']}, linear is faster than {row['against']} from L = {row['measured']}, predicted {row['predicted']}"
         )
+    return result
+
+
+if __name__ == "__main__":
+    utils.run_script(main, make_parser())

@@ -5,6 +5,7 @@ that says what to do next; `run_script` turns it into that sentence on stderr an
 """
 
 import argparse
+import functools
 import hashlib
 import io
 import json
@@ -17,14 +18,19 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import joblib
 import matplotlib
 import numpy as np
 import torch
+import torchaudio
+from tqdm import tqdm
 
 os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")  # joblib's helper process would warn after Ctrl-C
 if "ipykernel" not in sys.modules:
     matplotlib.use("Agg")  # scripts only save their plots: no window system is needed
 import matplotlib.pyplot as plt
+
+QUIET = None if "QUIET" not in os.environ else True  # tqdm: None draws a progress bar on a terminal only
 
 
 # ---------------------------------------------------------------------------------------------------- command lines
@@ -223,12 +229,13 @@ def load_checkpoint(path, identity=None):
 
 # ----------------------------------------------------------------------------------------------------------- plots
 def save_figure(figure, out, name, source):
-    """Save a figure as `out`/figures/`name`.pdf (for the report) and .png (for people), labelled with its data source."""
+    """Save a figure as `out`/figures/`name`.pdf (for the report) and .png (for people), with its data source; return it."""
     figure.suptitle(f"data: {source}", fontsize=8, color="dimgray")
     for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", None)):  # no date: same result, same file
         with write_atomically(Path(out) / "figures" / f"{name}.{suffix}") as temporary:
             figure.savefig(temporary, metadata=metadata, dpi=150)
     plt.close(figure)
+    return figure
 
 
 def plot(curves, ylabel, name, out, source, title):
@@ -241,7 +248,7 @@ def plot(curves, ylabel, name, out, source, title):
     axes.set(xlabel="Epoch", ylabel=ylabel, title=title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    save_figure(figure, out, name, source)
+    return save_figure(figure, out, name, source)
 
 
 # -------------------------------------------------------------------------------------------------------- OCTMNIST
@@ -294,3 +301,161 @@ def load_oct_data(folder):
     source = "OCTMNIST" if official else str(arrays.get("source", "octmnist.npz of unknown origin"))
     counts = {split: len(labels) for split, (_, labels) in splits.items()}
     return splits, {"source": source, "sha256": file_sha256(path), "counts": counts}
+
+
+# ------------------------------------------------------------------------------------------------------- LJ Speech
+SAMPLE_RATE = 22_050  # Hz, of LJ Speech
+N_FFT, HOP, N_MELS = 1024, 256, 80  # samples, samples (11.6 ms), mel bands
+VOCABULARY = "<>@# ,.?-abcdefghijklmnopqrstuvwxyz"  # |V| = 35
+START, STOP, PAD, UNKNOWN = range(4)
+
+
+def encode(text, max_len=None):
+    """Text -> token numbers: lower-cased, between START and STOP; `max_len` cuts to that many tokens, these included."""
+    tokens = [max(VOCABULARY.find(letter, UNKNOWN + 1), UNKNOWN) for letter in text.lower()]
+    return [START, *tokens[: max_len - 2 if max_len else None], STOP]
+
+
+def decode(tokens):
+    """Token numbers -> text, from behind START to before the first STOP (or PAD, or the end)."""
+    text = "".join(VOCABULARY[token] for token in tokens)
+    return text.removeprefix("<").split(">")[0].split("@")[0]
+
+
+def load_ljspeech(folder):
+    """Read `folder`/LJSpeech-1.1: metadata.csv (id|transcript|normalised, no header) and wavs/<id>.wav or .flac.
+
+    Returns (splits, info): splits maps "train", "val" and "test" to lists of (id, normalised transcript, path), the first
+    75 %, the next 5 % and the last 20 % in order (for all 13,100 clips the official split: 9,825, 655 and 2,620); info is
+    the `data` entry of a results file. Raises UserError for anything missing or malformed.
+    """
+    root = Path(folder) / "LJSpeech-1.1"
+    if not root.is_dir():
+        raise UserError(f"{root} does not exist; set DOWNLOAD=1 to fetch it (2.6 GB), or `make sample` for a stand-in.")
+    try:
+        text = (root / "metadata.csv").read_bytes().decode("utf-8-sig")
+        files = {path.stem: path for path in sorted((root / "wavs").iterdir()) if path.suffix in (".wav", ".flac")}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{root} has no readable metadata.csv (UTF-8) and wavs/ folder; fetch it again.") from error
+    clips = {}
+    for number_of_row, row in enumerate(text.splitlines(), start=1):
+        where, columns = f"row {number_of_row} of {root / 'metadata.csv'}", row.split("|")
+        if len(columns) != 3:
+            raise UserError(f"{where} has {len(columns)} columns, not id|transcript|normalised; correct or remove it.")
+        name, _, transcript = (column.strip() for column in columns)
+        if not transcript or name in clips or name not in files:
+            problem = (
+                "an empty transcript"
+                if not transcript
+                else "an id seen before"
+                if name in clips
+                else "no clip in wavs/"
+            )
+            raise UserError(f"{where} ('{name}') has {problem}; correct or remove it.")
+        clips[name] = (name, transcript, files[name])
+    if len(clips) < 4:
+        raise UserError(f"{root} has {len(clips)} clips; training, validation and test need at least 4.")
+
+    clips, n_val = list(clips.values()), max(1, round(0.05 * len(clips)))
+    n_train = round(0.75 * len(clips))
+    splits = {"train": clips[:n_train], "val": clips[n_train : n_train + n_val], "test": clips[n_train + n_val :]}
+    label = (root / "README").read_text(errors="replace").splitlines()[:1] if (root / "README").is_file() else []
+    is_synthetic = label and label[0].startswith("synthetic")
+    digest = hashlib.sha256(text.encode())
+    for _, _, path in clips:
+        digest.update(f"{path.name} {path.stat().st_size} ".encode())
+    return splits, {
+        "source": label[0] if is_synthetic else f"LJ Speech 1.1, {len(clips):,} of 13,100 clips",
+        "sha256": digest.hexdigest(),
+        "counts": {split: len(rows) for split, rows in splits.items()},
+        "split": "official" if len(clips) == 13_100 else "first 75 %, next 5 %, last 20 % of the clips, in order",
+    }
+
+
+def download_ljspeech(folder):
+    """Fetch LJ Speech 1.1 (2.6 GB) into `folder` through torchaudio, which verifies its checksum."""
+    from torchaudio.datasets import LJSPEECH
+
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        LJSPEECH(folder, download=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"LJ Speech could not be fetched ({error}); place LJSpeech-1.1/ in {folder} by hand."
+        ) from error
+
+
+def read_audio(path):
+    """Read a sound file as mono float32 (n_samples,) in [-1, 1] at SAMPLE_RATE, resampled and mixed down if need be."""
+    import soundfile
+
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)  # (n_samples, n_channels)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"{path} is not a readable sound file; fetch it again or remove its row in metadata.csv."
+        ) from error
+    if len(samples) == 0 or not np.isfinite(samples).all():
+        raise UserError(f"{path} holds no sound; fetch it again or remove its row in metadata.csv.")
+    return torchaudio.functional.resample(torch.from_numpy(samples.mean(axis=1)), rate, SAMPLE_RATE)
+
+
+@functools.cache
+def _mel_spectrogram():
+    """The transform (Slaney's mel scale and norm), built once per process."""
+    sizes = {"sample_rate": SAMPLE_RATE, "n_fft": N_FFT, "hop_length": HOP, "n_mels": N_MELS}
+    return torchaudio.transforms.MelSpectrogram(**sizes, norm="slaney", mel_scale="slaney")
+
+
+def log_mel(samples):
+    """(n_samples,) float32 -> (T, N_MELS) float32 log10 mel power, clamped to 8 decades below its maximum, (x + 4) / 4."""
+    decades = _mel_spectrogram()(samples).clamp(min=1e-10).log10().T  # (T, N_MELS), T = 1 + n_samples // HOP
+    return (decades.maximum(decades.max() - 8) + 4) / 4
+
+
+def _clip_features(path):
+    torch.set_num_threads(1)
+    return log_mel(read_audio(path)).half().numpy()
+
+
+def load_features(splits, out):
+    """Log-mel features of every clip, computed once: {split: [(T, N_MELS) float16 tensor per clip]}.
+
+    Kept in `out`/features/<key>.npz, the key being a hash of the settings and of every file's name, size and time.
+    """
+    paths = [path for rows in splits.values() for _, _, path in rows]
+    key = hashlib.sha256(repr((SAMPLE_RATE, N_FFT, HOP, N_MELS, "slaney")).encode())
+    for path in paths:
+        key.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns} ".encode())
+    cache = Path(out) / "features" / f"{key.hexdigest()[:16]}.npz"
+    try:
+        with np.load(cache, allow_pickle=False) as file:
+            frames, lengths = torch.from_numpy(file["frames"]), file["lengths"].tolist()
+    except Exception:  # no cache yet, or a damaged one: compute it again
+        parallel = joblib.Parallel(n_jobs=os.cpu_count(), return_as="generator", batch_size=16)
+        bar = tqdm(
+            parallel(joblib.delayed(_clip_features)(path) for path in paths), "features", len(paths), disable=QUIET
+        )
+        clips = list(bar)
+        lengths, frames = [len(clip) for clip in clips], torch.from_numpy(np.concatenate(clips))
+        with write_atomically(cache) as temporary, open(temporary, "wb") as file:
+            np.savez(file, frames=frames.numpy(), lengths=np.array(lengths))
+    features = iter(frames.split(lengths))
+    return {split: [next(features) for _ in rows] for split, rows in splits.items()}
+
+
+def batches_by_length(lengths, batch_size, shuffle=True):
+    """Index batches of clips of similar length: (n,) int64 tensors, in random order (torch's generator) if `shuffle`.
+
+    Before sorting, lengths are jittered by 5 %, so that batches differ from epoch to epoch.
+    """
+    lengths = torch.as_tensor(lengths, dtype=torch.float32)
+    order = (lengths * (1 + 0.05 * torch.rand(len(lengths)) * shuffle)).argsort()
+    batches = order.split(batch_size)
+    return [batches[i] for i in torch.randperm(len(batches))] if shuffle else list(batches)
+
+
+def pad(sequences, value):
+    """A list of (L_i, ...) tensors -> ((B, max L, ...) padded with `value`, lengths (B,) int64)."""
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value), lengths

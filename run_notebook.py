@@ -1,0 +1,57 @@
+"""Execute a copy of hw2-q3.ipynb with settings from the environment, and save it as OUT/hw2-q3.ipynb.
+
+    DATA=sample OUT=build/sample python run_notebook.py
+
+What the cells print appears as they run. A failing cell ends it in one sentence and exit status 2; the copy is saved
+either way, and training goes on from its last epoch when the same command is given again.
+"""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+import utils
+
+SETTINGS = ("DATA", "OUT", "DECODERS", "EPOCHS", "BATCH_SIZE", "LEARNING_RATE", "SEED", "DEVICE", "INIT_FROM", "TAG")
+NOTEBOOK = Path(__file__).with_name("hw2-q3.ipynb")
+
+
+class PrintingClient(NotebookClient):
+    """A client that also passes on what the cells print."""
+
+    def process_message(self, message, cell, cell_index):
+        """Print streams as they come; everything else is nbclient's."""
+        if message["msg_type"] == "stream":
+            stream = sys.stderr if message["content"]["name"] == "stderr" else sys.stdout
+            print(message["content"]["text"], end="", file=stream, flush=True)
+        return super().process_message(message, cell, cell_index)
+
+
+def main(args):
+    """Run the notebook from its folder, so that relative paths mean the same as for the scripts."""
+    settings = [f"{name}={os.environ[name]}" for name in SETTINGS if name in os.environ]
+    os.environ |= {"QUIET": "1", "COMMAND": shlex.join(["make", "q3", *settings])}
+    out = Path(os.environ.get("OUT", "build/sample"))
+    utils.check_writable(out)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    client = PrintingClient(notebook, timeout=None, resources={"metadata": {"path": str(NOTEBOOK.parent)}})
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        if error.ename != "UserError":
+            print(error, file=sys.stderr)
+            raise utils.UserError("a cell failed; its error stands above and in the saved copy.") from None
+        sys.exit(2)  # the notebook has said its sentence
+    finally:
+        with utils.write_atomically(out / NOTEBOOK.name) as temporary:
+            nbformat.write(notebook, temporary)
+    print(f"Executed copy: {out / NOTEBOOK.name}")
+
+
+if __name__ == "__main__":
+    utils.run_script(main, utils.ArgumentParser(__doc__.splitlines()[0]))

@@ -3,15 +3,15 @@
     python q1_linear_attention.py -out build              about 2 minutes on 2 cores; with -quick under 20 s
     python q1_linear_attention.py -out build -plot_only   figures and summary again, from the saved numbers
 
-Prints the errors of the identities (rounding only) and of the approximation, beside its bound, the slopes of time against
-length (2: quadratic, 1: linear) and the crossover; saves OUT/results/q1.json and OUT/figures/q1-*.
-Letters: D head size, E value size, M features, T queries, S keys (L where equal), N sequences; n_terms is the question's K.
+Prints the errors of the identities (rounding only) and of the approximation, the slopes of time against length (2 is
+quadratic, 1 linear) and the crossover; saves OUT/results/q1.json and OUT/figures/q1-*.{pdf,png}.
+Letters: D head size, E value size, M features, T queries, S keys (L if equal), N sequences; n_terms is the text's K.
 """
 
 import math
-import os
 import timeit
 from collections import Counter
+from contextlib import suppress
 from functools import lru_cache, partial
 from itertools import combinations_with_replacement, product
 
@@ -23,10 +23,8 @@ from tqdm import tqdm
 
 import utils
 
-FEATURE_BUFFER = {"cpu": 2**21, "cuda": 2**26}  # features held at once: 8 MB of float32 stay in a CPU's cache
+FEATURE_BUFFER = 2**22  # features held at once: 16 MB of float32, near a processor's cache, in few long products
 SCALES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 24.0)  # largest |q . k| when compared with exact attention
-LINES = {"linear": "-", "softmax, fused": "--", "softmax, plain": ":"}  # the methods, and how they are drawn
-LINES |= {"error": "-", "bound": "--", "full": "-", "reduced": "--"}
 
 
 # -------------------------------------------------------------------------------------------- the feature map (Q1.1)
@@ -43,8 +41,8 @@ def taylor_exp(s, n_terms=3):
 def taylor_feature_map(x, n_terms=3, reduced=False):
     """phi of Q1.1: floats (..., D) -> (..., M) with phi(q) . phi(k) = sum of (q . k)^n / n! for n < n_terms, exactly.
 
-    `reduced=False`: the D^n products of n coordinates, over sqrt(n!). `reduced=True`: every monomial once, over the root
-    of the factorials of its exponents (multinomial theorem). ValueError for n_terms < 1, D = 0 or an x of integers.
+    `reduced=False`: the D^n products of n coordinates, over sqrt(n!). `reduced=True`: each monomial once, over the root
+    of its exponents' factorials (multinomial theorem). ValueError for n_terms < 1, D = 0 or an x of integers.
     """
     if n_terms < 1 or not x.is_floating_point() or x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(
@@ -99,7 +97,7 @@ def taylor_attention(Q, K, V, n_terms=3):
     q, k, v = checked(Q, K, V, n_terms)
     weights = taylor_exp(q @ k.mT, n_terms)  # (..., T, S)
     sums = weights.sum(dim=-1, keepdim=True)  # (..., T, 1)
-    check_normaliser(sums, q, k.norm(dim=-1).amax(dim=-1)[..., None, None], k.shape[-2], n_terms)
+    check_normaliser(sums, q, k.detach().norm(dim=-1).amax(dim=-1)[..., None, None], k.shape[-2], n_terms)
     return (weights @ v / sums).to(V.dtype)
 
 
@@ -109,14 +107,12 @@ def linear_attention(Q, K, V, n_terms=3, chunk=None, causal=False):
     Q (..., T, D), K (..., S, D), V (..., S, E) of one floating dtype -> (..., T, E) of that dtype; float16 and bfloat16
     are computed in float32. Only `chunk` positions (default: what stays in cache) have their features at a time, so the
     extra memory is O(M E + chunk M), also with gradients. `causal`: position t sees keys 0..t (needs T = S).
-    Raises ValueError for empty, non-finite or mismatched inputs, n_terms or chunk < 1, and for weights whose sum is not
-    positive, which happens for even n_terms only: the degree is then odd.
+    ValueError for empty, non-finite or mismatched inputs, n_terms or chunk < 1, and weights whose sum is not positive.
     """
-    q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in checked(Q, K, V, n_terms, chunk or 1, causal))
+    q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in checked(Q, K, V, n_terms, 1 if chunk is None else chunk, causal))
     weights = monomial_weights(Q.shape[-1], n_terms).to(q)
     if chunk is None:  # a causal chunk's own scores are quadratic: 512 keeps them cheaper than the features
-        chunk = max(FEATURE_BUFFER.get(q.device.type, 2**21) // (len(q) * len(weights)), 64)
-        chunk = min(chunk, 512) if causal else chunk
+        chunk = min(max(FEATURE_BUFFER // (len(q) * len(weights)), 64), 512 if causal else FEATURE_BUFFER)
     # with gradients a chunk's features are recomputed in the backward pass: kept, they would pile up over L
     grad = torch.is_grad_enabled() and any(x.requires_grad for x in (Q, K, V))
     call = partial(checkpoint, use_reentrant=False) if grad else lambda function, *inputs: function(*inputs)
@@ -124,7 +120,7 @@ def linear_attention(Q, K, V, n_terms=3, chunk=None, causal=False):
     def summed(k, v):  # Phi(K)^T V, transposed; the column of ones makes the normaliser come with the numerator
         return weights * (F.pad(v, (0, 1), value=1).mT @ monomials(k.mT, n_terms).mT)  # (N, E + 1, M)
 
-    state, k_norm = q.new_zeros(len(q), V.shape[-1] + 1, len(weights)), k.norm(dim=-1).amax(dim=-1)[:, None, None]
+    state, k_norm = q.new_zeros(len(q), V.shape[-1] + 1, len(weights)), k.detach().norm(dim=-1).amax(-1)[:, None, None]
     out = V.new_empty(*q.shape[:2], V.shape[-1])  # (N, T, E)
     with torch.autocast(q.device.type, enabled=False):  # sums over a whole sequence need all of float32's digits
         for part in () if causal else zip(k.split(chunk, dim=1), v.split(chunk, dim=1)):
@@ -150,12 +146,13 @@ def checked(Q, K, V, n_terms=1, chunk=1, causal=False):
     fits = Q.shape[:-2] == K.shape[:-2] == V.shape[:-2] and Q.shape[-1:] == K.shape[-1:]
     fits = fits and K.shape[-2:-1] == V.shape[-2:-1] and (not causal or Q.shape == K.shape)
     if not fits or min(Q.ndim, K.ndim, V.ndim) < 2 or 0 in (*Q.shape, *K.shape, *V.shape):
-        got = [tuple(x.shape) for x in (Q, K, V)]
-        raise ValueError(f"Q must be (..., T, D), K (..., S, D), V (..., S, E), causal T = S, no size 0; got {got}.")
-    if min(n_terms, chunk) < 1:
-        raise ValueError(f"n_terms and chunk must be at least 1; got {n_terms} and {chunk}.")
-    if not (Q.is_floating_point() and Q.dtype == K.dtype == V.dtype):
-        raise ValueError(f"Q, K and V must share one floating dtype; got {Q.dtype}, {K.dtype} and {V.dtype}.")
+        shapes = [tuple(x.shape) for x in (Q, K, V)]
+        raise ValueError(
+            f"Q, K, V must be (..., T, D), (..., S, D), (..., S, E), causal T = S, sizes >= 1; got {shapes}."
+        )
+    if min(n_terms, chunk) < 1 or not Q.is_floating_point() or not Q.dtype == K.dtype == V.dtype:
+        got = f"{n_terms}, {chunk}, {Q.dtype}, {K.dtype} and {V.dtype}"
+        raise ValueError(f"n_terms and chunk must be at least 1 and Q, K, V of one floating dtype; got {got}.")
     if not all(torch.stack(x.detach().aminmax()).isfinite().all() for x in (Q, K, V)):  # aminmax passes NaN on
         raise ValueError("Q, K and V must be finite; one of them holds NaN or infinity.")
     return [x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (Q, K, V)]
@@ -163,11 +160,11 @@ def checked(Q, K, V, n_terms=1, chunk=1, causal=False):
 
 @torch.no_grad()
 def check_normaliser(sums, q, k_norm, n_keys, n_terms):
-    """ValueError unless `sums` (..., T, 1) of `n_keys` weights each are finite, and positive beyond their own rounding."""
+    """ValueError unless `sums` (..., T, 1) of `n_keys` weights each are finite, and positive beyond rounding."""
     largest = taylor_exp(q.norm(dim=-1, keepdim=True) * k_norm, n_terms)  # |q . k| <= |q| |k|: what may have cancelled
     if not ((sums > torch.finfo(sums.dtype).eps * n_keys * largest) & sums.isfinite()).all():
-        problem = f"with n_terms={n_terms} the weights of a row sum to {sums.min():.3g}: not positive beyond rounding"
-        raise ValueError(f"{problem}; use smaller scores, or an odd n_terms, whose weights are always positive.")
+        got = f"with n_terms={n_terms} the weights of a row sum to {sums.min():.3g}: not positive beyond rounding"
+        raise ValueError(f"{got}; use smaller scores, or an odd n_terms, whose weights are always positive.")
 
 
 # ------------------------------------------------------------------------------------------------------ experiments
@@ -181,72 +178,54 @@ def identity_errors(D, n_terms):
     return row
 
 
-def equality_error(L, dtype):
-    """Largest |linear - quadratic Taylor attention| at D = 16, for chunks that do and do not divide L."""
-    Q, K, V = torch.randn(3, L, 16, dtype=getattr(torch, dtype)) / 2
-    linear = torch.stack([linear_attention(Q, K, V, chunk=chunk) for chunk in (1, 32, L)])
-    return {"L": L, "dtype": dtype, "error": (linear - taylor_attention(Q, K, V)).abs().max().item()}
-
-
 def approximation(n_terms, Q, K, V):
-    """Largest error of linear attention as the scores grow, and its bound: Lagrange's remainder max(1, e^s) |s|^n / n!
-    carried through the normalisation. Also the share of negative weights, and the refusal where a sum fails."""
+    """Largest error of linear attention as the scores grow (None: refused), and its bound: Lagrange's remainder
+    max(1, e^s) |s|^n / n! carried through the normalisation. Also the share of negative weights."""
     rows = []
     for scale in SCALES:
-        scores, error, refusal = scale * Q @ K.T, None, None  # (T, S)
+        scores, error = scale * Q @ K.T, None  # (T, S)
         weights, remainder = taylor_exp(scores, n_terms), scores.abs() ** n_terms / math.factorial(n_terms)
         relative = (remainder * scores.exp().clamp(min=1)).sum(1) / scores.exp().sum(1)  # (T,)
         bound = V.abs().max() * (relative * (1 + weights.abs().sum(1) / weights.sum(1).abs())).max()
-        try:
+        with suppress(ValueError):
             error = (linear_attention(scale * Q, K, V, n_terms) - softmax_attention(scale * Q, K, V)).abs().max().item()
-        except ValueError as problem:
-            refusal = str(problem)
-        rows.append((scale, error, bound.item(), (weights < 0).double().mean().item(), refusal))
-    keys = ("score_scale", "error", "bound", "negative_weights", "refusal")
-    return {"n_terms": n_terms} | dict(zip(keys, zip(*rows)))
-
-
-def measure(function, *inputs):
-    """(seconds, bytes): the best of three calls, and the peak of torch's allocator beyond inputs and output."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would report every machine without a GPU as an error
-    with torch.profiler.profile(profile_memory=True, acc_events=True) as trace:
-        output = function(*inputs)
-    events = [e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.device_type().name.lower() == output.device.type)
-    seconds = timeit.repeat(lambda: function(*inputs).flatten()[0].item(), number=1, repeat=3)  # item() waits for a GPU
-    return min(seconds), max(0, int(np.cumsum([0] + [n for _, n in changes]).max()) - output.nbytes)
+        rows.append((scale, error, bound.item(), (weights < 0).double().mean().item()))
+    return {"n_terms": n_terms} | dict(zip(("score_scale", "error", "bound", "negative_weights"), zip(*rows)))
 
 
 def scaling(D, method, args):
     """Seconds and peak bytes of one method against L, and the slope of log seconds over the last three octaves."""
-    M = feature_dim(D, args.n_terms, reduced=True)
-    function, needed = {
-        "linear": (partial(linear_attention, n_terms=args.n_terms), lambda L: M * (8 * D + 1000)),  # bytes
-        "softmax, fused": (partial(F.scaled_dot_product_attention, scale=1.0), lambda L: 0),
-        "softmax, plain": (softmax_attention, lambda L: 8 * L**2),
-    }[method]
-    large = {L: needed(L) / 1e9 for L in args.seq_lens if needed(L) > args.max_memory * 1e9}
-    curve = {"method": method, "D": D, "seq_lens": [L for L in args.seq_lens if L not in large]}
-    inputs = [
-        torch.randn(3, 1, 1, L, D, device=args.device) * D**-0.25 for L in curve["seq_lens"]
-    ]  # scores: variance 1
-    curve["seconds"], curve["peak_bytes"] = zip(*[measure(function, *QKV) for QKV in inputs]) if inputs else ((), ())
+    linear, fused = partial(linear_attention, n_terms=args.n_terms), partial(F.scaled_dot_product_attention, scale=1.0)
+    function = {"linear": linear, "softmax, fused": fused, "softmax, plain": softmax_attention}[method]
+    bytes_of_state = feature_dim(D, args.n_terms, reduced=True) * (8 * D + 1000)
+    curve = {"method": method, "D": D, "seq_lens": [], "seconds": [], "peak_bytes": [], "skipped": [], "slope": None}
+    for L in sorted({min(L, 4096) if args.quick else L for L in args.seq_lens}):
+        gigabytes = {"softmax, plain": 8e-9 * L**2, "linear": 1e-9 * bytes_of_state}.get(method, 0)
+        if gigabytes > args.max_memory:
+            curve["skipped"].append({"seq_len": L, "reason": f"needs {gigabytes:.1f} GB"})
+            continue
+        Q, K, V = torch.randn(3, 1, 1, L, D, device=utils.pick_device(args.device)) * D**-0.25  # scores of variance 1
+        for key, value in zip(("seq_lens", "seconds", "peak_bytes"), (L, *utils.measure(function, Q, K, V))):
+            curve[key].append(value)
     octaves = np.log([curve["seq_lens"][-4:], curve["seconds"][-4:]])
-    curve["slope"] = np.polyfit(*octaves, 1)[0] if octaves.shape[1] > 1 else None
-    return curve | {"skipped": [{"seq_len": L, "reason": f"needs {size:.1f} GB"} for L, size in large.items()]}
+    return curve | {"slope": np.polyfit(*octaves, 1)[0] if octaves.shape[1] > 1 else None}
 
 
-def crossover(exact, linear, n_terms):
-    """Length from which linear attention is faster: measured, and predicted by counting products, L = M."""
-    gain = np.maximum.accumulate([math.log(a / b) for a, b in zip(exact["seconds"], linear["seconds"])] or [0])
-    found = math.exp(np.interp(0, gain, np.log(linear["seq_lens"])[: len(gain)])) if gain[0] < 0 < gain[-1] else None
-    predicted = feature_dim(exact["D"], n_terms, reduced=True)
-    return {"D": exact["D"], "against": exact["method"], "predicted": predicted, "measured": found}
+def crossovers(curves, n_terms):
+    """Yield the length from which linear attention is faster: measured, and predicted by counting products, L = M."""
+    for exact, linear in product(curves, curves):
+        if exact["D"] == linear["D"] and exact["method"] != linear["method"] == "linear":
+            gain = np.maximum.accumulate([math.log(a / b) for a, b in zip(exact["seconds"], linear["seconds"])] or [0])
+            known = gain[0] < 0 < gain[-1]  # otherwise one of the two is faster at every length
+            L = math.exp(np.interp(0, gain, np.log(linear["seq_lens"])[: len(gain)])) if known else None
+            M = feature_dim(exact["D"], n_terms, reduced=True)
+            yield {"D": exact["D"], "against": exact["method"], "predicted": M, "measured": L and round(L)}
 
 
 # ---------------------------------------------------------------------------------------------- figures and command
 def draw(result, out):
     """One figure, axes logarithmic, for each of: approximation error, number of features, seconds, memory."""
+    lines = {"softmax, fused": "--", "softmax, plain": ":", "bound": "--", "reduced": "--"}
     for name, table, x, keys, xlabel, ylabel in (
         ("approximation", "approximation", "score_scale", ("error", "bound"), "Largest score |q·k|", "Largest error"),
         ("features", "feature_counts", "D", ("full", "reduced"), "Head size D", "Features M"),
@@ -256,16 +235,14 @@ def draw(result, out):
         curves, colours = [], {}
         for row, key in product(result[table], keys):
             group, kind = (f"D = {row['D']}", row["method"]) if table == "scaling" else (f"K = {row['n_terms']}", key)
-            style = {"color": colours.setdefault(group, f"C{len(colours)}"), "linestyle": LINES[kind]}
+            style = {"color": colours.setdefault(group, f"C{len(colours)}"), "linestyle": lines.get(kind, "-")}
             curves.append((row[key], style | {"x": row[x], "label": f"{group}, {kind}"}))
         utils.plot(curves, ylabel, f"q1-{name}", out, result["data"]["source"], "", xlabel)
 
 
 def make_parser():
     parser = utils.ArgumentParser(__doc__.splitlines()[0])
-    parser.flag(
-        "seq_lens", type=utils.number(int, 1), nargs="+", default=[2**n for n in range(8, 17)], help="lengths L"
-    )
+    parser.flag("seq_lens", type=utils.number(int, 1), nargs="+", default=[2**n for n in range(8, 17)], help="lengths")
     parser.flag("dims", type=utils.number(int, 1), nargs="+", default=[16, 32, 64], help="head sizes D")
     parser.flag("n_terms", type=int, choices=(1, 3, 5, 7), default=3, help="terms of the series when measuring time")
     parser.flag("quick", action="store_true", help="no length above 4,096")
@@ -277,51 +254,45 @@ def make_parser():
     return parser
 
 
-def run(args):
+def measure_all(args):
     """Every measurement, as the result that is saved."""
     started, config = timeit.default_timer(), {k: v for k, v in vars(args).items() if k not in ("out", "plot_only")}
-    args.device = utils.pick_device(args.device)
-    args.seq_lens = sorted({min(L, 4096) if args.quick else L for L in args.seq_lens})
-    utils.configure_seed(args.seed)
-    identities = [identity_errors(D, n) for D, n in product((1, 2, 3, 7), range(1, 7))]
-    equalities = [equality_error(L, dtype) for L, dtype in product((1, 63, 257), ("float64", "float32"))]
-    Q, K, V = torch.randn(3, 64, 16, dtype=torch.float64)
-    approximations = [approximation(n, Q / (Q @ K.T).abs().max(), K, V) for n in range(2, 7)]
-    D = [2**n for n in range(2, 8)]
-    forms = {"full": False, "reduced": True}.items()
-    counts = [{"n_terms": n, "D": D} | {f: [feature_dim(d, n, r) for d in D] for f, r in forms} for n in range(2, 7)]
-    cases = list(product(args.dims, METHODS))
-    curves = [scaling(*case, args) for case in tqdm(cases, desc="time and memory", leave=False, disable=None)]
-    linear = {curve["D"]: curve for curve in curves if curve["method"] == "linear"}
-    crossovers = [crossover(curve, linear[curve["D"]], args.n_terms) for curve in curves if curve["method"] != "linear"]
     result = {"question": "q1", "run": "q1", "command": utils.command_line(), "config": config, "seed": args.seed}
     result |= {"status": "finished", "data": {"source": "random normal Q, K, V (synthetic)"}}
-    result |= {"environment": utils.environment(args.device), "seconds": timeit.default_timer() - started}
-    result |= {"identities": identities, "linear_vs_quadratic": equalities, "approximation": approximations}
-    return result | {"feature_counts": counts, "scaling": curves, "crossover": crossovers}
+    result["environment"] = utils.environment(utils.pick_device(args.device))
+    utils.configure_seed(args.seed)
+    result["identities"] = [identity_errors(D, n) for D, n in product((1, 2, 3, 7), range(1, 7))]
+    Q, K, V = torch.randn(3, 111, 16, dtype=torch.float64)
+    Q = Q / (Q @ K.T).abs().max()
+    equal = {"float64": (Q, K, V), "float32": (Q.float(), K.float(), V.float())}
+    equal = {name: linear_attention(*QKV, chunk=32) - taylor_attention(*QKV) for name, QKV in equal.items()}
+    result["linear_vs_quadratic"] = {name: difference.abs().max().item() for name, difference in equal.items()}
+    result["approximation"] = [approximation(n, Q, K, V) for n in range(2, 7)]
+    D, forms = [2**n for n in range(2, 8)], {"full": False, "reduced": True}.items()
+    counts = [{"n_terms": n, "D": D} | {f: [feature_dim(d, n, r) for d in D] for f, r in forms} for n in range(2, 7)]
+    cases = list(product(args.dims, ("linear", "softmax, fused", "softmax, plain")))
+    curves = [scaling(*case, args) for case in tqdm(cases, desc="time and memory", leave=False, disable=None)]
+    result |= {"feature_counts": counts, "scaling": curves, "crossover": list(crossovers(curves, args.n_terms))}
+    return result | {"seconds": timeit.default_timer() - started}
 
 
 def main(args):
-    """Measure (or read what was measured), save, draw and summarise; returns the result."""
+    """Measure (or read what was measured), save, draw and summarise."""
     utils.check_writable(args.out)
-    result = utils.load_result(args.out, "q1") if args.plot_only else run(args)
+    result = utils.load_result(args.out, "q1") if args.plot_only else measure_all(args)
     utils.save_result(args.out, result)
     draw(result, args.out)
-    print(
-        f"largest error of phi(q).phi(k) = series: {max(max(r['full'], r['reduced']) for r in result['identities']):.1e}"
-    )
-    for row in result["linear_vs_quadratic"]:
-        print(f"linear - quadratic Taylor attention, L = {row['L']:3}, {row['dtype']}: {row['error']:.1e}")
+    identity = max(max(row["full"], row["reduced"]) for row in result["identities"])
+    print(f"largest errors: phi(q).phi(k) = series {identity:.1e}; linear = quadratic {result['linear_vs_quadratic']}")
     for row in result["approximation"]:
-        cells = " ".join("refused" if e is None else f"{e:7.1e}" for e in row["error"])
-        print(f"K = {row['n_terms']}, error as the largest score grows from {SCALES[0]} to {SCALES[-1]:g}: {cells}")
+        errors = "  ".join("refused" if error is None else f"{error:7.1e}" for error in row["error"])
+        print(f"K = {row['n_terms']}: error for scores up to {SCALES[0]} ... {SCALES[-1]:g}: {errors}")
     for row in result["scaling"]:
-        print(f"D = {row['D']:2}, {row['method']}: slope {row['slope']}, {row['seconds']} s")
+        seconds = "  ".join(f"{s:7.4f}" for s in row["seconds"])
+        print(f"D = {row['D']:3}  {row['method']:14}  slope {row['slope'] or math.nan:.2f}  seconds {seconds}")
     for row in result["crossover"]:
-        print(
-            f"D = {row['D']}, linear is faster than {row['against']} from L = {row['measured']}, predicted {row['predicted']}"
-        )
-    return result
+        print("D = {D:3}  faster than {against} from L = {measured} (predicted {predicted})".format(**row))
+    print(f"data: {result['data']['source']}; results and figures are in {args.out}/")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import platform
 import random
 import shlex
 import sys
-from contextlib import contextmanager
+import timeit
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import joblib
@@ -54,19 +55,14 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; `python {self.prog} -h` explains every flag.\n")
 
 
-def number(kind, low, high=math.inf, above=None, below=None, or_word=None):
+def number(kind, low, high=math.inf, above=-math.inf, below=math.inf, or_word=None):
     """An argparse type: a finite `int` or `float` in [low, high], strictly `above` and `below`; or the given word."""
 
     def parse(text):
-        if text == or_word:
-            return text
-        value = kind(text)
-        if not (math.isfinite(value) and low <= value <= high):
-            raise argparse.ArgumentTypeError(f"{text} is not between {low:g} and {high:g}")
-        if (above is not None and value <= above) or (below is not None and value >= below):
-            raise argparse.ArgumentTypeError(
-                f"{text} must be {f'above {above:g}' if value == above else f'below {below:g}'}"
-            )
+        value = text if text == or_word else kind(text)
+        if value != or_word and not (math.isfinite(value) and low <= value <= high and above < value < below):
+            limits = f"above {above:g}" if value == above else f"between {low:g} and {min(high, below):g}"
+            raise argparse.ArgumentTypeError(f"{text} is not {limits}")
         return value
 
     parse.__name__ = {int: "whole number", float: "number"}[kind]  # argparse names it: «invalid number value: 'ten'»
@@ -108,8 +104,7 @@ def configure_seed(seed):
 @contextmanager
 def write_atomically(path):
     """Yield a temporary path beside `path`, renamed to it only when the block succeeds: never a half-written file."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    temporary = (path := Path(path)).with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -118,8 +113,8 @@ def write_atomically(path):
         reason = error.strerror or str(error)
         raise UserError(f"cannot write {path} ({reason}); free some space or name another folder.") from error
     finally:
-        if os.access(path.parent, os.W_OK):
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # renamed already, or never written
+            temporary.unlink()
 
 
 def check_writable(folder):
@@ -129,12 +124,6 @@ def check_writable(folder):
     (Path(folder) / "results" / "write-test").unlink()
 
 
-def file_sha256(path):
-    """SHA-256 of a file, as hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def environment(device="cpu"):
     """What the numbers were made with: versions, device, threads and processor."""
     processor = platform.processor() or platform.machine()
@@ -142,13 +131,9 @@ def environment(device="cpu"):
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
         processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), processor)
     name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else str(device)
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "processor": f"{processor}, {os.cpu_count()} cores",
-    }
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    processor = f"{processor}, {os.cpu_count()} cores"
+    return versions | {"device": name, "threads": torch.get_num_threads(), "processor": processor}
 
 
 def command_line():
@@ -185,6 +170,18 @@ def load_result(out, run):
         return json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is missing or damaged; run the command that makes it again.") from error
+
+
+def measure(function, *inputs):
+    """(seconds, bytes): the best of three calls, and the peak of torch's allocator beyond the inputs and the output."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would report every machine without a GPU as an error
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as trace:
+        output = function(*inputs)
+    events = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
+    on_device = [event for event in events if event.device_type().name.lower() == output.device.type]
+    changes = [0] + [event.nbytes() for event in sorted(on_device, key=lambda event: event.start_ns())]
+    seconds = timeit.repeat(lambda: function(*inputs).flatten()[0].item(), number=1, repeat=3)  # item() waits for a GPU
+    return min(seconds), max(0, int(np.cumsum(changes).max()) - output.nbytes)
 
 
 # ----------------------------------------------------------------------------------------------------- checkpoints
@@ -238,16 +235,23 @@ def save_figure(figure, out, name, source):
     return figure
 
 
-def plot(curves, ylabel, name, out, source, title):
-    """Draw curves against the epoch and save them; `curves`: (one value per epoch, options of matplotlib's plot) each."""
-    figure, axes = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
+def plot(curves, ylabel, name, out, source, title, xlabel="Epoch"):
+    """Draw curves against the epoch and save them; `curves`: (one value per epoch, options of matplotlib's plot) each.
+    Against anything else, give `xlabel`, and `x` among each curve's options; both axes are then logarithmic."""
+    epochs = xlabel == "Epoch"
+    figure, axes = plt.subplots(figsize=(5.2 if epochs else 7.2, 3.6), layout="constrained")
     for values, options in curves:
         markers = {"marker": "o", "markersize": 3} if len(values) <= 20 else {}
-        axes.plot(range(1, len(values) + 1), values, **(markers | options))
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(xlabel="Epoch", ylabel=ylabel, title=title)
+        x = options.get("x", range(1, len(values) + 1))
+        axes.plot(x, values, **(markers | {key: option for key, option in options.items() if key != "x"}))
+    if epochs:
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    else:
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, **({} if epochs else {"loc": "upper left", "bbox_to_anchor": (1, 1)}))
     return save_figure(figure, out, name, source)
 
 
@@ -265,42 +269,40 @@ def load_oct_data(folder):
     """
     path = Path(folder) / "octmnist.npz"
     if not path.is_file():
-        raise UserError(
-            f"{path} does not exist; `python download_octmnist.py` fetches it, `make sample` writes a stand-in."
-        )
+        raise UserError(f"{path} does not exist; `make data` fetches it, `make sample` writes a stand-in.")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        content = path.read_bytes()
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except Exception as error:  # a damaged zip raises half a dozen types; nothing else happens in this block
         raise UserError(f"{path} is damaged or not an npz file; delete it and fetch it again.") from error
 
     splits = {}
     for split in ("train", "val", "test"):
-        missing = [key for key in (f"{split}_images", f"{split}_labels") if key not in arrays]
-        if missing:
-            raise UserError(f"{path} has no entry '{missing[0]}'; it must have MedMNIST's keys, so fetch it again.")
-        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        n = len(images) if images.ndim else 0
-        if n == 0:
-            raise UserError(f"the {split} split of {path} is empty; fetch the file again.")
-        if images.dtype.kind == "f" and np.isnan(images).any():
-            raise UserError(f"{split}_images in {path} holds NaN; it must be uint8, so fetch the file again.")
-        for key, array, shape in (("images", images, (n, 28, 28)), ("labels", labels, (n, 1))):
-            if array.dtype != np.uint8 or array.shape != shape:
-                found = f"{array.dtype} {array.shape}, not uint8 {shape}"
-                raise UserError(f"{split}_{key} in {path} is {found}; fetch the file again.")
-        if labels.max() >= len(OCT_CLASSES):
-            raise UserError(
-                f"{split}_labels in {path} has a label {labels.max()}; labels are 0 to 3, so fetch the file again."
-            )
-        x = torch.from_numpy(images).unsqueeze(1).float().div_(255)  # (N, 1, 28, 28)
-        splits[split] = (x, torch.from_numpy(labels).flatten().long())  # (N,)
-
-    with open(path, "rb") as file:
-        official = hashlib.file_digest(file, "md5").hexdigest() == OCTMNIST_MD5
-    source = "OCTMNIST" if official else str(arrays.get("source", "octmnist.npz of unknown origin"))
+        if problem := _problem_of_split(arrays, f"{split}_images", f"{split}_labels"):
+            raise UserError(f"{path} is not in MedMNIST's format: {problem}; fetch it again.")
+        x = torch.from_numpy(arrays[f"{split}_images"]).unsqueeze(1).float().div_(255)  # (N, 1, 28, 28)
+        splits[split] = (x, torch.from_numpy(arrays[f"{split}_labels"]).flatten().long())  # (N,)
+    is_official = hashlib.md5(content).hexdigest() == OCTMNIST_MD5
+    source = "OCTMNIST" if is_official else str(arrays.get("source", "octmnist.npz of unknown origin"))
     counts = {split: len(labels) for split, (_, labels) in splits.items()}
-    return splits, {"source": source, "sha256": file_sha256(path), "counts": counts}
+    return splits, {"source": source, "sha256": hashlib.sha256(content).hexdigest(), "counts": counts}
+
+
+def _problem_of_split(arrays, images, labels):
+    """What is wrong with the entries of these two names, in a few words, or None."""
+    for key, shape in ((images, (28, 28)), (labels, (1,))):
+        if key not in arrays:
+            return f"it has no entry '{key}'"
+        array = arrays[key]
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            return f"{key} holds NaN"
+        if array.dtype != np.uint8 or array.shape[1:] != shape or array.ndim == 0:
+            return f"{key} is {array.dtype} {array.shape}, not uint8 {('N', *shape)}"
+        if len(array) == 0 or len(array) != len(arrays[images]):
+            return f"{key} has {len(array)} entries for {len(arrays[images])} images"
+    largest = arrays[labels].max()
+    return f"{labels} has a label {largest}, not 0 to 3" if largest >= len(OCT_CLASSES) else None
 
 
 # ------------------------------------------------------------------------------------------------------- LJ Speech
@@ -338,34 +340,28 @@ def load_ljspeech(folder):
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{root} has no readable metadata.csv (UTF-8) and wavs/ folder; fetch it again.") from error
     clips = {}
-    for number_of_row, row in enumerate(text.splitlines(), start=1):
+    for number_of_row, row in enumerate(text.removesuffix("\n").split("\n"), start=1):
         where, columns = f"row {number_of_row} of {root / 'metadata.csv'}", row.split("|")
         if len(columns) != 3:
             raise UserError(f"{where} has {len(columns)} columns, not id|transcript|normalised; correct or remove it.")
         name, _, transcript = (column.strip() for column in columns)
         if not transcript or name in clips or name not in files:
-            problem = (
-                "an empty transcript"
-                if not transcript
-                else "an id seen before"
-                if name in clips
-                else "no clip in wavs/"
-            )
+            problem = "no text" if not transcript else "an id seen before" if name in clips else "no clip in wavs/"
             raise UserError(f"{where} ('{name}') has {problem}; correct or remove it.")
         clips[name] = (name, transcript, files[name])
     if len(clips) < 4:
         raise UserError(f"{root} has {len(clips)} clips; training, validation and test need at least 4.")
-
-    clips, n_val = list(clips.values()), max(1, round(0.05 * len(clips)))
-    n_train = round(0.75 * len(clips))
+    clips, n_train, n_val = list(clips.values()), round(0.75 * len(clips)), max(1, round(0.05 * len(clips)))
     splits = {"train": clips[:n_train], "val": clips[n_train : n_train + n_val], "test": clips[n_train + n_val :]}
-    label = (root / "README").read_text(errors="replace").splitlines()[:1] if (root / "README").is_file() else []
-    is_synthetic = label and label[0].startswith("synthetic")
+    readme = (root / "README").read_text(errors="replace") if (root / "README").is_file() else ""
+    label = (
+        readme.split("\n")[0] if readme.startswith("synthetic") else f"LJ Speech 1.1, {len(clips):,} of 13,100 clips"
+    )
     digest = hashlib.sha256(text.encode())
     for _, _, path in clips:
         digest.update(f"{path.name} {path.stat().st_size} ".encode())
     return splits, {
-        "source": label[0] if is_synthetic else f"LJ Speech 1.1, {len(clips):,} of 13,100 clips",
+        "source": label,
         "sha256": digest.hexdigest(),
         "counts": {split: len(rows) for split, rows in splits.items()},
         "split": "official" if len(clips) == 13_100 else "first 75 %, next 5 %, last 20 % of the clips, in order",
@@ -392,11 +388,9 @@ def read_audio(path):
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)  # (n_samples, n_channels)
     except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"{path} is not a readable sound file; fetch it again or remove its row in metadata.csv."
-        ) from error
-    if len(samples) == 0 or not np.isfinite(samples).all():
-        raise UserError(f"{path} holds no sound; fetch it again or remove its row in metadata.csv.")
+        raise UserError(f"{path} is no readable sound file; fetch it again or remove it from metadata.csv.") from error
+    if len(samples) * SAMPLE_RATE < N_FFT * rate or not np.isfinite(samples).all():
+        raise UserError(f"{path} is empty or damaged; fetch it again or remove its row in metadata.csv.")
     return torchaudio.functional.resample(torch.from_numpy(samples.mean(axis=1)), rate, SAMPLE_RATE)
 
 
@@ -433,10 +427,8 @@ def load_features(splits, out):
             frames, lengths = torch.from_numpy(file["frames"]), file["lengths"].tolist()
     except Exception:  # no cache yet, or a damaged one: compute it again
         parallel = joblib.Parallel(n_jobs=os.cpu_count(), return_as="generator", batch_size=16)
-        bar = tqdm(
-            parallel(joblib.delayed(_clip_features)(path) for path in paths), "features", len(paths), disable=QUIET
-        )
-        clips = list(bar)
+        clips = parallel(joblib.delayed(_clip_features)(path) for path in paths)
+        clips = list(tqdm(clips, "features", len(paths), disable=QUIET))
         lengths, frames = [len(clip) for clip in clips], torch.from_numpy(np.concatenate(clips))
         with write_atomically(cache) as temporary, open(temporary, "wb") as file:
             np.savez(file, frames=frames.numpy(), lengths=np.array(lengths))

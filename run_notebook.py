@@ -14,6 +14,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from traitlets.config import Config
 
 import utils
 
@@ -39,7 +40,9 @@ def main(args):
     out = Path(os.environ.get("OUT", "build/sample"))
     utils.check_writable(out)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    client = PrintingClient(notebook, timeout=None, resources={"metadata": {"path": str(NOTEBOOK.parent)}})
+    private = Config({"KernelManager": {"transport": "ipc"}})  # talk to the kernel through files, not open ports
+    folder = {"metadata": {"path": str(NOTEBOOK.parent)}}
+    client = PrintingClient(notebook, timeout=None, resources=folder, config=private)
     try:
         client.execute()
     except CellExecutionError as error:

@@ -208,6 +208,12 @@ def test_extra_memory_does_not_grow_with_the_length(causal):
     assert bytes_used[1] < 16384 * 153 * 4 / 4  # all features would be four times this
 
 
+def test_default_chunk_bounds_the_features():
+    Q, K, V = normal(3, 4096, 64, dtype=torch.float32)
+    _, peak = utils.measure(q1.linear_attention, Q, K, V)
+    assert peak < 1.5 * 4 * q1.FEATURE_BUFFER < 4 * 4096 * q1.feature_dim(64, 3, reduced=True)
+
+
 def test_measured_memory_is_what_was_allocated():
     x = torch.ones(500_000)
     seconds, peak = utils.measure(lambda x: (x + 1) * 2, x)

@@ -5,7 +5,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help run test data sample q1 q2 bench lint
+.PHONY: help run test data sample q1 q2 q3 report submission bench lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -14,8 +14,8 @@ help:  ## list the targets
 run: .venv/ready  ## everything that exists, on DATA into OUT (default: the embedded sample)
 	@if [ "$(DATA)" = sample ]; then $(PY) make_sample_data.py -out sample; fi
 	$(PY) q1_linear_attention.py -quick -out $(OUT)
-	@$(MAKE) --no-print-directory q2
-	@echo "Figures: $(OUT)/figures/  Results: $(OUT)/results/"
+	@$(MAKE) --no-print-directory q2 q3 report
+	@echo "Done. Figures: $(OUT)/figures/  Report: $(OUT)/report.pdf  Notebook: $(OUT)/hw2-q3.ipynb"
 
 test: .venv/ready  ## the tests
 	$(PY) -m pytest
@@ -33,9 +33,19 @@ q2: .venv/ready  ## Question 2: search three learning rates, then the strided ne
 	$(PY) hw2-q2.py -data $(DATA) -out $(OUT) -learning_rate 0.1 0.01 0.001
 	$(PY) hw2-q2.py -data $(DATA) -out $(OUT) -learning_rate best -no_maxpool
 
+q3: .venv/ready  ## Question 3: execute a copy of the notebook (settings: EPOCHS=, DECODERS=, ...)
+	DATA=$(DATA) OUT=$(OUT) $(PY) run_notebook.py
+
+report: .venv/ready  ## compile OUT/report.pdf from OUT/results and OUT/figures
+	$(PY) make_report.py -out $(OUT)
+
+submission: .venv/ready  ## the zip to hand in; refuses until report/group.toml is filled in
+	$(PY) make_report.py -out report -submission
+
 bench: .venv/ready  ## speed, as ratios against plain reference loops measured in the same run
 	$(PY) tests/bench_q1.py
 	$(PY) tests/bench_q2.py
+	$(PY) tests/bench_q3.py
 
 lint: .venv/ready  ## ruff, the notebook included
 	$(PY) -m ruff check .

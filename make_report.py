@@ -30,12 +30,12 @@ def read_group():
     path = ROOT / "report" / "group.toml"
     try:
         group = tomllib.loads(path.read_text(encoding="utf-8"))
-        group = {key: group[key] for key in ("course", "title", "group", "members", "contributions")}
-        if not all(isinstance(text, str) for text in (*group.pop("members"), *group.values())):
-            raise TypeError("not text")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        texts = [group[key] for key in ("course", "title", "group", "contributions")]
+        if not all(isinstance(text, str) for text in texts + group["members"]):
+            raise TypeError("every entry is text")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise utils.UserError(f"{path} is missing or damaged ({error}); its comments say what it holds.") from error
+        raise utils.UserError(f"{path} is missing or damaged ({error}); restore it and fill it in again.") from error
+    return group
 
 
 def read_results(out):
@@ -106,7 +106,9 @@ def check_group(group):
     texts = {"group": [group["group"]], "members": group["members"], "contributions": [group["contributions"]]}
     for key, values in texts.items():
         if not values or any(PLACEHOLDER in value or not value.strip() for value in values):
-            raise utils.UserError(f"'{key}' in report/group.toml has not been filled in; write it, then run this again.")
+            raise utils.UserError(
+                f"'{key}' in report/group.toml has not been filled in; write it, then run this again."
+            )
     if not re.fullmatch(r"[\w-]+", group["group"]):
         raise utils.UserError("'group' in report/group.toml names the zip file; use letters, digits, - and _ only.")
 
@@ -129,7 +131,7 @@ def main(args):
     pdf, labels = compile_report(out)
     with utils.write_atomically(out / "report.pdf") as temporary:
         temporary.write_bytes(pdf)
-    missing = ", ".join(labels["missing"]) or "nothing"
+    missing = ", ".join(dict.fromkeys(labels["missing"])) or "nothing"
     print(f"{out / 'report.pdf'}: {labels['pages'][0]} pages; not run: {missing}")
     if args.submission:
         write_submission(pdf, group)

@@ -13,7 +13,7 @@ import timeit
 from collections import Counter
 from contextlib import suppress
 from functools import lru_cache, partial
-from itertools import combinations_with_replacement, product
+from itertools import product
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ FEATURE_BUFFER = 2**22  # features held at once: 16 MB of float32, near a proces
 SCALES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 24.0)  # largest |q . k| when compared with exact attention
 
 
-# -------------------------------------------------------------------------------------------- the feature map (Q1.1)
+# -------------------------------------------------------------------------------------------- the feature map (Q1.2)
 def feature_dim(D, n_terms, reduced=False):
     """M: (D^K - 1)/(D - 1) = 1 + D + ... + D^(K-1), or C(D + K - 1, K - 1) where no monomial is repeated."""
     return math.comb(D + n_terms - 1, n_terms - 1) if reduced else sum(D**n for n in range(n_terms))
@@ -39,7 +39,7 @@ def taylor_exp(s, n_terms=3):
 
 
 def taylor_feature_map(x, n_terms=3, reduced=False):
-    """phi of Q1.1: floats (..., D) -> (..., M) with phi(q) . phi(k) = sum of (q . k)^n / n! for n < n_terms, exactly.
+    """phi of Q1.2: floats (..., D) -> (..., M) with phi(q) . phi(k) = sum of (q . k)^n / n! for n < n_terms, exactly.
 
     `reduced=False`: the D^n products of n coordinates, over sqrt(n!). `reduced=True`: each monomial once, over the root
     of its exponents' factorials (multinomial theorem). ValueError for n_terms < 1, D = 0 or an x of integers.
@@ -48,44 +48,46 @@ def taylor_feature_map(x, n_terms=3, reduced=False):
         raise ValueError(
             f"n_terms must be at least 1 and x floats (..., D); got {n_terms} and {x.dtype} {(*x.shape,)}."
         )
-    if reduced:
-        features = monomials(x.reshape(1, -1, x.shape[-1]).mT, n_terms).mT.reshape(*x.shape[:-1], -1)  # (..., M)
-        return features * monomial_weights(x.shape[-1], n_terms).sqrt().to(x)
-    powers = [torch.ones_like(x[..., :1])]
-    for n in range(1, n_terms):
-        powers.append((powers[-1][..., None] * x[..., None, :]).flatten(-2) / math.sqrt(n))  # (..., D^n)
-    return torch.cat(powers, dim=-1)
+    D, block = x.shape[-1], 1 if reduced else x.shape[-1]
+    features = products(x.reshape(1, math.prod(x.shape[:-1]), D).mT, n_terms, block)[0].mT  # (positions, M)
+    return features.reshape(*x.shape[:-1], -1) * product_weights(D, n_terms, block).sqrt().to(x)
 
 
-def monomials(x, n_terms):
-    """Every monomial of degree < n_terms, once: (N, D, L) -> (N, M, L), as those of degree n_terms - 1 in (1, x).
+def products(x, n_terms, block):
+    """Products of fewer than n_terms coordinates: (N, D, L) -> (N, M, L), as those of n_terms - 1 entries of (1, x).
 
-    In lexicographic order, the monomials that may follow x_i (no index below i) are the last rows of the degree before,
-    so each step is x_i times one contiguous block; features are rows so that products run along memory.
+    Coordinates come in blocks, and the factors of a product in the order of their blocks: those that may follow block b
+    are the last rows of the products one shorter, so each step is a block times one contiguous tail. Blocks of 1 give
+    every monomial once, one block of D all D^n products, and 8 blocks nearly the fewest products in few, long steps.
     """
-    x = F.pad(x.contiguous(), (0, 0, 1, 0), value=1)  # (N, D + 1, L)
-    rows, grad = torch.ones_like(x[:, :1]), torch.is_grad_enabled() and x.requires_grad
-    for n in range(1, n_terms):
-        sizes = [math.comb(x.shape[1] - i + n - 2, n - 1) for i in range(x.shape[1])]
-        factors = [(rows[:, -size:], x[:, i : i + 1]) for i, size in enumerate(sizes)]
+    ones, grad = x.new_ones(len(x), 1, x.shape[2]), torch.is_grad_enabled() and x.requires_grad
+    blocks = [ones, *x.contiguous().split(block, dim=1)]  # features are rows: every step runs along memory
+    rows, tails = ones, [1] * len(blocks)
+    for _ in range(1, n_terms):
+        factors = [(b[:, :, None], rows[:, None, -tail:]) for b, tail in zip(blocks, tails)]
+        sizes = [b.shape[1] * tail for b, tail in zip(blocks, tails)]
+        tails = [sum(sizes[i:]) for i in range(len(sizes))]
         if grad:
-            rows = torch.cat([a * b for a, b in factors], dim=1)
+            rows = torch.cat([(a * b).flatten(1, 2) for a, b in factors], dim=1)
         else:  # half the memory traffic, but autograd refuses `out`
-            rows = x.new_empty(x.shape[0], sum(sizes), x.shape[2])
+            rows = x.new_empty(len(x), tails[0], x.shape[2])
             for (a, b), out in zip(factors, rows.split(sizes, dim=1)):
-                torch.mul(a, b, out=out)
+                torch.mul(a, b, out=out.unflatten(1, (a.shape[1], b.shape[2])))  # (N, size, tail, L)
     return rows
 
 
 @lru_cache
 @torch.inference_mode(False)  # the cached tensor must also serve calls that record gradients
-def monomial_weights(D, n_terms):
-    """1 / product of the factorials of each monomial's exponents, in the order of `monomials`: (M,) float64."""
-    degrees = (Counter(i for i in row if i) for row in combinations_with_replacement(range(D + 1), n_terms - 1))
-    return torch.tensor([1 / math.prod(map(math.factorial, d.values())) for d in degrees], dtype=torch.float64)
+def product_weights(D, n_terms, block):
+    """(M,) float64: how many orderings each of `products` stands for, over n!: 1 / product of (uses of a block)!."""
+    rows, blocks = [()], [0] + [1 + i // block for i in range(D)]  # the blocks of each product's factors; 0 is the one
+    for _ in range(1, n_terms):
+        rows = [(b, *row) for b in blocks for row in rows if not row or b <= row[0]]
+    uses = (Counter(b for b in row if b).values() for row in rows)
+    return torch.tensor([1 / math.prod(map(math.factorial, counts)) for counts in uses], dtype=torch.float64)
 
 
-# ------------------------------------------------------------------------------------------- attention (Q1.2, Q1.3)
+# ------------------------------------------------------------------------------------------- attention (Q1.1, Q1.3)
 def softmax_attention(Q, K, V):
     """softmax(Q K^T) V as the question has it, without 1/sqrt(D); shapes, dtypes and errors as `linear_attention`."""
     q, k, v = checked(Q, K, V)
@@ -110,7 +112,7 @@ def linear_attention(Q, K, V, n_terms=3, chunk=None, causal=False):
     ValueError for empty, non-finite or mismatched inputs, n_terms or chunk < 1, and weights whose sum is not positive.
     """
     q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in checked(Q, K, V, n_terms, 1 if chunk is None else chunk, causal))
-    weights = monomial_weights(Q.shape[-1], n_terms).to(q)
+    weights = product_weights(Q.shape[-1], n_terms, block := -(-Q.shape[-1] // 8)).to(q)
     if chunk is None:  # a causal chunk's own scores are quadratic: 512 keeps them cheaper than the features
         chunk = min(max(FEATURE_BUFFER // (len(q) * len(weights)), 64), 512 if causal else FEATURE_BUFFER)
     # with gradients a chunk's features are recomputed in the backward pass: kept, they would pile up over L
@@ -118,7 +120,7 @@ def linear_attention(Q, K, V, n_terms=3, chunk=None, causal=False):
     call = partial(checkpoint, use_reentrant=False) if grad else lambda function, *inputs: function(*inputs)
 
     def summed(k, v):  # Phi(K)^T V, transposed; the column of ones makes the normaliser come with the numerator
-        return weights * (F.pad(v, (0, 1), value=1).mT @ monomials(k.mT, n_terms).mT)  # (N, E + 1, M)
+        return weights * (F.pad(v, (0, 1), value=1).mT @ products(k.mT, n_terms, block).mT)  # (N, E + 1, M)
 
     state, k_norm = q.new_zeros(len(q), V.shape[-1] + 1, len(weights)), k.detach().norm(dim=-1).amax(-1)[:, None, None]
     out = V.new_empty(*q.shape[:2], V.shape[-1])  # (N, T, E)
@@ -126,7 +128,9 @@ def linear_attention(Q, K, V, n_terms=3, chunk=None, causal=False):
         for part in () if causal else zip(k.split(chunk, dim=1), v.split(chunk, dim=1)):
             state = state + call(summed, *part)
         for start, here in ((i, slice(i, i + chunk)) for i in range(0, q.shape[1], chunk)):
-            sums = call(lambda q, state: state @ monomials(q.mT, n_terms), q[:, here], state).mT  # (N, chunk, E + 1)
+            sums = call(
+                lambda q, state: state @ products(q.mT, n_terms, block), q[:, here], state
+            ).mT  # (N, chunk, E + 1)
             if causal:
                 own = taylor_exp(q[:, here] @ k[:, here].mT, n_terms).tril()  # (N, chunk, chunk)
                 sums = sums + own @ F.pad(v[:, here], (0, 1), value=1)
@@ -146,10 +150,8 @@ def checked(Q, K, V, n_terms=1, chunk=1, causal=False):
     fits = Q.shape[:-2] == K.shape[:-2] == V.shape[:-2] and Q.shape[-1:] == K.shape[-1:]
     fits = fits and K.shape[-2:-1] == V.shape[-2:-1] and (not causal or Q.shape == K.shape)
     if not fits or min(Q.ndim, K.ndim, V.ndim) < 2 or 0 in (*Q.shape, *K.shape, *V.shape):
-        shapes = [tuple(x.shape) for x in (Q, K, V)]
-        raise ValueError(
-            f"Q, K, V must be (..., T, D), (..., S, D), (..., S, E), causal T = S, sizes >= 1; got {shapes}."
-        )
+        got = [tuple(x.shape) for x in (Q, K, V)]
+        raise ValueError(f"Q, K, V must be (..., T, D), (..., S, D), (..., S, E), causal T = S, sizes >= 1; got {got}.")
     if min(n_terms, chunk) < 1 or not Q.is_floating_point() or not Q.dtype == K.dtype == V.dtype:
         got = f"{n_terms}, {chunk}, {Q.dtype}, {K.dtype} and {V.dtype}"
         raise ValueError(f"n_terms and chunk must be at least 1 and Q, K, V of one floating dtype; got {got}.")
@@ -264,10 +266,9 @@ def measure_all(args):
     result["identities"] = [identity_errors(D, n) for D, n in product((1, 2, 3, 7), range(1, 7))]
     Q, K, V = torch.randn(3, 111, 16, dtype=torch.float64)
     Q = Q / (Q @ K.T).abs().max()
-    equal = {"float64": (Q, K, V), "float32": (Q.float(), K.float(), V.float())}
-    equal = {name: linear_attention(*QKV, chunk=32) - taylor_attention(*QKV) for name, QKV in equal.items()}
-    result["linear_vs_quadratic"] = {name: difference.abs().max().item() for name, difference in equal.items()}
-    result["approximation"] = [approximation(n, Q, K, V) for n in range(2, 7)]
+    inputs = {"float64": (Q, K, V), "float32": (Q.float(), K.float(), V.float())}
+    equal = {d: (linear_attention(*x, chunk=32) - taylor_attention(*x)).abs().max().item() for d, x in inputs.items()}
+    result |= {"linear_vs_quadratic": equal, "approximation": [approximation(n, Q, K, V) for n in range(2, 7)]}
     D, forms = [2**n for n in range(2, 8)], {"full": False, "reduced": True}.items()
     counts = [{"n_terms": n, "D": D} | {f: [feature_dim(d, n, r) for d in D] for f, r in forms} for n in range(2, 7)]
     cases = list(product(args.dims, ("linear", "softmax, fused", "softmax, plain")))

@@ -236,22 +236,24 @@ def save_figure(figure, out, name, source):
 
 
 def plot(curves, ylabel, name, out, source, title, xlabel="Epoch"):
-    """Draw curves against the epoch and save them; `curves`: (one value per epoch, options of matplotlib's plot) each.
-    Against anything else, give `xlabel`, and `x` among each curve's options; both axes are then logarithmic."""
-    epochs = xlabel == "Epoch"
-    figure, axes = plt.subplots(figsize=(5.2 if epochs else 7.2, 3.6), layout="constrained")
+    """Draw curves and save them; `curves`: (one value per epoch, options of matplotlib's plot) each.
+
+    Against anything but epochs, give `xlabel`, and each curve's `x` among its options; both axes are then logarithmic.
+    """
+    by_epoch = xlabel == "Epoch"
+    figure, axes = plt.subplots(figsize=(5.2 if by_epoch else 7.2, 3.6), layout="constrained")
     for values, options in curves:
-        markers = {"marker": "o", "markersize": 3} if len(values) <= 20 else {}
-        x = options.get("x", range(1, len(values) + 1))
-        axes.plot(x, values, **(markers | {key: option for key, option in options.items() if key != "x"}))
-    if epochs:
+        defaults = {"x": range(1, len(values) + 1), "marker": "o", "markersize": 3 if len(values) <= 20 else 0}
+        options = defaults | options
+        axes.plot(options.pop("x"), values, **options)
+    if by_epoch:
         axes.xaxis.get_major_locator().set_params(integer=True)
     else:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, **({} if epochs else {"loc": "upper left", "bbox_to_anchor": (1, 1)}))
+    axes.legend(fontsize=8, **({} if by_epoch else {"loc": "upper left", "bbox_to_anchor": (1, 1)}))
     return save_figure(figure, out, name, source)
 
 
@@ -360,12 +362,9 @@ def load_ljspeech(folder):
     digest = hashlib.sha256(text.encode())
     for _, _, path in clips:
         digest.update(f"{path.name} {path.stat().st_size} ".encode())
-    return splits, {
-        "source": label,
-        "sha256": digest.hexdigest(),
-        "counts": {split: len(rows) for split, rows in splits.items()},
-        "split": "official" if len(clips) == 13_100 else "first 75 %, next 5 %, last 20 % of the clips, in order",
-    }
+    counts = {split: len(rows) for split, rows in splits.items()}
+    order = "official" if len(clips) == 13_100 else "first 75 %, next 5 %, last 20 % of the clips, in order"
+    return splits, {"source": label, "sha256": digest.hexdigest(), "counts": counts, "split": order}
 
 
 def download_ljspeech(folder):
@@ -437,13 +436,9 @@ def load_features(splits, out):
 
 
 def batches_by_length(lengths, batch_size, shuffle=True):
-    """Index batches of clips of similar length: (n,) int64 tensors, in random order (torch's generator) if `shuffle`.
-
-    Before sorting, lengths are jittered by 5 %, so that batches differ from epoch to epoch.
-    """
+    """Index batches (n,) of clips of similar length; if `shuffle`, lengths are jittered by 5 % and batches in random order."""
     lengths = torch.as_tensor(lengths, dtype=torch.float32)
-    order = (lengths * (1 + 0.05 * torch.rand(len(lengths)) * shuffle)).argsort()
-    batches = order.split(batch_size)
+    batches = (lengths * (1 + 0.05 * torch.rand(len(lengths)) * shuffle)).argsort().split(batch_size)
     return [batches[i] for i in torch.randperm(len(batches))] if shuffle else list(batches)
 
 

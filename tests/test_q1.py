@@ -56,7 +56,7 @@ def test_features_multiply_to_the_series(reduced, D, n_terms, seed):
 
 
 def test_the_assignments_feature_map_by_hand():
-    """Q1.1 for K = 3: 1, the coordinates, and all products of two over sqrt(2)."""
+    """Q1.2 for K = 3: 1, the coordinates, and all products of two over sqrt(2)."""
     half = 1 / math.sqrt(2)
     expected = torch.tensor([1.0, 2.0, 3.0, 4 * half, 6 * half, 6 * half, 9 * half])
     torch.testing.assert_close(q1.taylor_feature_map(torch.tensor([2.0, 3.0])), expected)
@@ -72,9 +72,19 @@ def test_feature_counts_against_enumeration(D, n_terms):
     assert q1.feature_dim(D, n_terms) == tuples
     # every monomial occurs exactly once: primes tell products apart
     primes = torch.tensor([[2.0], [3.0], [5.0], [7.0], [11.0]], dtype=torch.float64)[:D]
-    found = q1.monomials(primes[None], n_terms).flatten().tolist()
+    found = q1.products(primes[None], n_terms, block=1).flatten().tolist()
     expected = [math.prod(int(p) ** n for p, n in zip(primes, e)) for e in exponents]
     assert sorted(found) == sorted(expected)
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 4, 7, 9])
+@pytest.mark.parametrize("n_terms", range(1, 6))
+def test_products_in_blocks_of_any_size_make_the_series(block, n_terms):
+    x = normal(2, 7, 6, scale=1.0)
+    phi = q1.products(x.mT, n_terms, block).mT  # (2, 7, M)
+    weights = q1.product_weights(6, n_terms, block)
+    assert phi.shape[-1] == len(weights) >= q1.feature_dim(6, n_terms, reduced=True)
+    torch.testing.assert_close(phi[0] * weights @ phi[1].T, series(x[0] @ x[1].T, n_terms), atol=1e-10, rtol=1e-10)
 
 
 def test_feature_map_keeps_leading_sizes_and_dtype():

@@ -115,9 +115,8 @@ def linear_attention(Q, K, V, n_terms=3, chunk=None, causal=False):
     weights = product_weights(Q.shape[-1], n_terms, block := -(-Q.shape[-1] // 8)).to(q)
     if chunk is None:  # a causal chunk's own scores are quadratic: 512 keeps them cheaper than the features
         chunk = min(max(FEATURE_BUFFER // (len(q) * len(weights)), 64), 512 if causal else FEATURE_BUFFER)
-    # with gradients a chunk's features are recomputed in the backward pass: kept, they would pile up over L
     grad = torch.is_grad_enabled() and any(x.requires_grad for x in (Q, K, V))
-    call = partial(checkpoint, use_reentrant=False) if grad else lambda function, *inputs: function(*inputs)
+    call = partial(checkpoint, use_reentrant=False) if grad else lambda f, *x: f(*x)  # kept, features would pile up
 
     def summed(k, v):  # Phi(K)^T V, transposed; the column of ones makes the normaliser come with the numerator
         return weights * (F.pad(v, (0, 1), value=1).mT @ products(k.mT, n_terms, block).mT)  # (N, E + 1, M)

@@ -7,8 +7,10 @@ either way, and training goes on from its last epoch when the same command is gi
 """
 
 import os
+import re
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -18,7 +20,6 @@ from traitlets.config import Config
 
 import utils
 
-SETTINGS = ("DATA", "OUT", "DECODERS", "EPOCHS", "BATCH_SIZE", "LEARNING_RATE", "SEED", "DEVICE", "INIT_FROM", "TAG")
 NOTEBOOK = Path(__file__).with_name("hw2-q3.ipynb")
 
 
@@ -35,24 +36,26 @@ class PrintingClient(NotebookClient):
 
 def main(args):
     """Run the notebook from its folder, so that relative paths mean the same as for the scripts."""
-    settings = [f"{name}={os.environ[name]}" for name in SETTINGS if name in os.environ]
-    os.environ |= {"QUIET": "1", "COMMAND": shlex.join(["make", "q3", *settings])}
     out = Path(os.environ.get("OUT", "build/sample"))
     utils.check_writable(out)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    private = Config({"KernelManager": {"transport": "ipc"}})  # talk to the kernel through files, not open ports
-    folder = {"metadata": {"path": str(NOTEBOOK.parent)}}
-    client = PrintingClient(notebook, timeout=None, resources=folder, config=private)
-    try:
-        client.execute()
-    except CellExecutionError as error:
-        if error.ename != "UserError":
-            print(error, file=sys.stderr)
-            raise utils.UserError("a cell failed; its error stands above and in the saved copy.") from None
-        sys.exit(2)  # the notebook has said its sentence
-    finally:
-        with utils.write_atomically(out / NOTEBOOK.name) as temporary:
-            nbformat.write(notebook, temporary)
+    names = re.findall(r'setting\("(\w+)"', "".join(cell.source for cell in notebook.cells))
+    settings = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    os.environ |= {"QUIET": "1", "COMMAND": shlex.join(["make", "q3", *settings])}
+    with tempfile.TemporaryDirectory() as private:  # talk to the kernel through sockets in there, not open ports
+        config = Config({"KernelManager": {"transport": "ipc", "ip": f"{private}/kernel"}})
+        folder = {"metadata": {"path": str(NOTEBOOK.parent)}}
+        client = PrintingClient(notebook, timeout=None, resources=folder, config=config)
+        try:
+            client.execute()
+        except CellExecutionError as error:
+            if error.ename != "UserError":
+                print(error, file=sys.stderr)
+                raise utils.UserError("a cell failed; its error stands above and in the saved copy.") from None
+            sys.exit(2)  # the notebook has said its sentence
+        finally:
+            with utils.write_atomically(out / NOTEBOOK.name) as temporary:
+                nbformat.write(notebook, temporary)
     print(f"Executed copy: {out / NOTEBOOK.name}")
 
 

@@ -287,8 +287,10 @@ def load_oct_data(folder):
         splits[split] = (x, torch.from_numpy(arrays[f"{split}_labels"]).flatten().long())  # (N,)
     is_official = hashlib.md5(content).hexdigest() == OCTMNIST_MD5
     source = "OCTMNIST" if is_official else str(arrays.get("source", "octmnist.npz of unknown origin"))
-    counts = {split: len(labels) for split, (_, labels) in splits.items()}
-    return splits, {"source": source, "sha256": hashlib.sha256(content).hexdigest(), "counts": counts}
+    info = {"source": source, "sha256": hashlib.sha256(content).hexdigest(), "classes": list(OCT_CLASSES)}
+    info["counts"] = {split: len(labels) for split, (_, labels) in splits.items()}
+    info["class_counts"] = {split: labels.bincount(minlength=4).tolist() for split, (_, labels) in splits.items()}
+    return splits, info
 
 
 def _problem_of_split(arrays, images, labels):

@@ -61,7 +61,8 @@ def made(tmp_path_factory):
     with patch.context() as context:
         context.setattr(os, "cpu_count", lambda: 1)  # in this process, one run after the other
         context.setattr(q1, "draw", lambda *_: None)
-        q1.main(q1.make_parser().parse_args(["-seq_lens", "32", "64", "-dims", "4", "-out", str(out)]))
+        context.setattr(q1, "SCALES", (0.1, 24.0))
+        q1.main(q1.make_parser().parse_args(["-seq_lens", "32", "-dims", "4", "-out", str(out)]))
         for flags in (["0.1", "0.01", "-seed", "1", "2"], ["best", "-no_maxpool", "-seed", "1", "2"]):
             folders = ["-data", str(out), "-out", str(out)]
             q2.main(q2.make_parser().parse_args([*folders, "-learning_rate", *flags]))
@@ -97,7 +98,7 @@ def test_compiles_completely(out):
     assert pdf.startswith(b"%PDF") and labels["missing"] == []
     assert len(labels["check"]) > 20 and all(check["equal"] for check in labels["check"]), labels["check"]
     assert 8 <= labels["pages"][0] <= 14
-    assert make_report.compile_report(out)[0] == pdf  # same results, same bytes
+    assert make_report.compile_report(out)[0] == pdf and b"CreationDate" not in pdf  # same results, same bytes
 
 
 def test_derived_numbers_must_equal_saved_ones(out):
@@ -139,7 +140,6 @@ def test_single_seed_without_a_strided_search(out):
 
 
 def test_longer_search_and_real_speech_appear_when_they_exist(out):
-    pages = make_report.compile_report(out)[1]["pages"][0]
     search = json.loads((out / "results" / "q2-search.json").read_text())
     (out / "results" / "q2-search-epochs150.json").write_text(json.dumps(search))
     for run in ("q3-lstm-asis", "q3-lstm-finetuned", "q3-lstm-realonly"):
@@ -148,7 +148,10 @@ def test_longer_search_and_real_speech_appear_when_they_exist(out):
     tried = q3_result("lstm", 0.9, 1) | {"run": "q3-tried", "table": [{"tried": "smaller batches", "wer": 0.25}]}
     utils.save_result(out, tried)
     labels = make_report.compile_report(out)[1]
-    assert labels["pages"][0] > pages and claims(labels)["pretraining lstm"] == "worth having"
+    assert [claim["name"] for claim in labels["claim"]].count("best rate") == 2
+    assert claims(labels)["pretraining lstm"] == "worth having"
+    headings = make_report.typst.query(selector="heading", **make_report.report_inputs(out))
+    assert all(title in headings for title in ("The same search with more updates", "On real speech", "was tried for"))
     assert {run for run in labels["missing"] if run.startswith("q3")} == {
         f"q3-transformer-{tag}" for tag in ("asis", "finetuned", "realonly")
     }
@@ -157,22 +160,21 @@ def test_longer_search_and_real_speech_appear_when_they_exist(out):
 # ---------------------------------------------------------------------------------------- the text follows the data
 def test_sentences_follow_the_results(out):
     before = claims(make_report.compile_report(out)[1])
-    assert (before["better decoder"], before["half LSTM"], before["half transformer"]) == ("LSTM", "2", "2")
+    assert (before["better decoder"], before["half LSTM"], before["half transformer"]) == ("LSTM", "epoch 2", "epoch 2")
     utils.save_result(out, q3_result("lstm", 0.3, 2_115_835))
     search = json.loads((out / "results" / "q2-search.json").read_text())
     loser = next(row for row in search["table"] if row["learning_rate"] != search["best"]["learning_rate"])
     change(out, "q2-search", best=loser)
     after = claims(make_report.compile_report(out)[1])
-    assert after["better decoder"] == after["lower loss"] == "transformer" and "half LSTM" in after
+    assert after["better decoder"] == after["lower loss"] == "transformer"
     assert after["half LSTM"] == "no epoch" and after["best rate"] == str(loser["learning_rate"]) != before["best rate"]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.stem != "lib"], ids=lambda path: path.name)
 def test_no_measured_number_is_typed(path):
-    """A decimal number in a question's file would be a result that cannot follow the runs; layout uses none there."""
-    if path.name in ("lib.typ", "report.typ"):
-        pytest.skip("layout only")
-    found = [line for line in path.read_text().splitlines() if re.search(r"\d\.\d", line)]
+    """A decimal number in a question's file would be a result that cannot follow the runs; only lengths (pt, em, cm) may be."""
+    text = re.sub(r'"[1A]\.1"', "", path.read_text())  # the headings' numbering
+    found = [line for line in text.splitlines() if re.search(r"\d\.\d+(?!\d|pt|em|cm)", line)]
     assert not found, found
 
 

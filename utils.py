@@ -278,7 +278,6 @@ def load_oct_data(folder):
             arrays = {key: file[key] for key in file.files}
     except Exception as error:  # a damaged zip raises half a dozen types; nothing else happens in this block
         raise UserError(f"{path} is damaged or not an npz file; delete it and fetch it again.") from error
-
     splits = {}
     for split in ("train", "val", "test"):
         if problem := _problem_of_split(arrays, f"{split}_images", f"{split}_labels"):

@@ -109,7 +109,7 @@ def predict(model, X):
 
 def evaluate(model, X, y):
     """Accuracy in [0, 1] on X (N, 1, 28, 28) and y (N,)."""
-    return (predict(model, X).argmax(dim=1) == y).double().mean().item()
+    return (predict(model, X).argmax(dim=1) == y).sum().item() / len(y)
 
 
 def test_metrics(model, X, y):
@@ -126,9 +126,7 @@ def test_metrics(model, X, y):
     return {
         "accuracy": getACC(truth, probabilities, "multi-class"),
         "auc": getAUC(truth, probabilities, "multi-class") if len(y.unique()) == n_classes else None,
-        "accuracy_course_subset": (predicted == y)[rows].double().mean().item()
-        if len(rows) == sum(COURSE_SUBSET)
-        else None,
+        "accuracy_course_subset": (predicted == y)[rows].sum().item() / 529 if len(rows) == 529 else None,
         "confusion": torch.bincount(n_classes * y + predicted, minlength=n_classes**2).view(n_classes, -1).tolist(),
         "accuracy_shifted": [accuracy_shifted(model, X, y, pixels) for pixels in SHIFTS],
     }
@@ -171,7 +169,7 @@ def train_run(name, config, out, command, position):
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         utils.set_random_state(saved["random_state"])
-        result = saved["result"]
+        result = saved["result"] | {"environment": utils.environment(device)}
 
     done = len(result["epochs"])
     batches = (config["epochs"] - done) * math.ceil(len(splits["train"][0]) / config["batch_size"])
@@ -193,7 +191,6 @@ def train_run(name, config, out, command, position):
     if result["status"] != "diverged":
         result |= {"status": "finished", "test": test_metrics(model, *splits["test"])}
     utils.save_result(out, result)
-    checkpoint.unlink(missing_ok=True)
     return result
 
 
@@ -279,12 +276,14 @@ def main(args):
         ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
         jobs = [(name, config, args.out, utils.command_line(), i) for i, (name, config) in enumerate(runs.items())]
         results = joblib.Parallel(min(len(runs), os.cpu_count()), **ignore)(joblib.delayed(train_run)(*j) for j in jobs)
+        for name in runs:  # only now: a search that is interrupted keeps what it has
+            (Path(args.out) / "checkpoints" / f"{name}.pt").unlink(missing_ok=True)
 
     draw(results, args.out)
     rows = summarise(results)
     if not (finished := [row for row in rows if row["finished"]]):
         raise utils.UserError("the loss became infinite or NaN in every run; try a smaller -learning_rate.")
-    if len(runs) > 1:
+    if len(rows) > 1 or (args.no_maxpool and len(runs) > 1):
         best = max(finished, key=lambda row: row["val_accuracy"][0])
         print(f"best by validation accuracy: learning rate {best['learning_rate']:g}")
         search = {key: results[0][key] for key in ("question", "command", "data", "environment", "parameters")}
@@ -296,4 +295,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    utils.run_script(main, make_parser())
+    utils.run_script(main, make_parser(), "the same command goes on from there")

@@ -20,7 +20,7 @@ from traitlets.config import Config
 
 import utils
 
-NOTEBOOK = Path(__file__).with_name("hw2-q3.ipynb")
+NOTEBOOK = Path(__file__).resolve().with_name("hw2-q3.ipynb")
 
 
 class PrintingClient(NotebookClient):
@@ -36,6 +36,7 @@ class PrintingClient(NotebookClient):
 
 def main(args):
     """Run the notebook from its folder, so that relative paths mean the same as for the scripts."""
+    os.chdir(NOTEBOOK.parent)
     out = Path(os.environ.get("OUT", "build/sample"))
     utils.check_writable(out)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
@@ -60,4 +61,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    utils.run_script(main, utils.ArgumentParser(__doc__.splitlines()[0]))
+    utils.run_script(main, utils.ArgumentParser(__doc__.splitlines()[0]), "the same command goes on from there")

@@ -69,23 +69,21 @@ def number(kind, low, high=math.inf, above=-math.inf, below=math.inf, or_word=No
     return parse
 
 
-def run_script(main, parser):
+def run_script(main, parser, after_interrupt="give the command again"):
     """Call `main(args)`; end a `UserError` or Ctrl-C as one sentence on stderr and exit status 2, without a traceback."""
     try:
         main(parser.parse_args())
     except UserError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:
-        parser.exit(
-            2, f"{parser.prog}: interrupted; what was finished is saved, and the same command goes on from there.\n"
-        )
+        parser.exit(2, f"{parser.prog}: interrupted; what was finished is saved: {after_interrupt}.\n")
 
 
 def pick_device(name):
     """`auto`, `cpu`, `cuda` or `mps` -> torch.device; UserError where this machine has no such device."""
     have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        name = next(device for device in ("cuda", "mps", "cpu") if have[device])
+        name = "cuda" if have["cuda"] else "cpu"  # mps only when asked for: it was never tried
     if not have.get(name):
         raise UserError(f"this machine has no usable device '{name}'; choose auto or cpu.")
     return torch.device(name)
@@ -354,7 +352,8 @@ def load_ljspeech(folder):
         clips[name] = (name, transcript, files[name])
     if len(clips) < 4:
         raise UserError(f"{root} has {len(clips)} clips; training, validation and test need at least 4.")
-    clips, n_train, n_val = list(clips.values()), round(0.75 * len(clips)), max(1, round(0.05 * len(clips)))
+    clips, n_val = list(clips.values()), max(1, round(0.05 * len(clips)))
+    n_train = min(round(0.75 * len(clips)), len(clips) - n_val - 1)
     splits = {"train": clips[:n_train], "val": clips[n_train : n_train + n_val], "test": clips[n_train + n_val :]}
     readme = (root / "README").read_text(errors="replace") if (root / "README").is_file() else ""
     label = (

@@ -1,6 +1,6 @@
 """Question 1: attention in time linear in the sequence length, from the Taylor series of exp; derived, then measured.
 
-    python q1_linear_attention.py -out build              about 2 minutes on 2 cores; with -quick under 20 s
+    python q1_linear_attention.py -out build              about a minute on 2 cores; with -quick under 20 s
     python q1_linear_attention.py -out build -plot_only   figures and summary again, from the saved numbers
 
 Prints the errors of the identities (rounding only) and of the approximation, the slopes of time against length (2 is

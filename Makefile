@@ -6,7 +6,7 @@ PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test data sample q1 q2 q3 report submission bench lint
+.PHONY: help run test data sample q1 q2 q3 report submission bench faults lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -15,7 +15,7 @@ help:  ## list the targets
 run: .venv/ready  ## everything that exists, on DATA into OUT (default: the embedded sample)
 	@if [ "$(DATA)" = sample ]; then $(PY) make_sample_data.py -out sample; fi
 	$(PY) q1_linear_attention.py $(if $(filter sample,$(DATA)),-quick) -out $(OUT)
-	@$(MAKE) --no-print-directory q2 q3 report
+	@$(MAKE) --no-print-directory q2 q3 report DATA=$(DATA) OUT=$(OUT)
 	@echo "Done. Figures: $(OUT)/figures/  Report: $(OUT)/report.pdf  Notebook: $(OUT)/hw2-q3.ipynb"
 
 test: .venv/ready  ## the tests
@@ -37,8 +37,12 @@ q2: .venv/ready  ## Question 2: search three learning rates, then the strided ne
 q3: .venv/ready  ## Question 3: execute a copy of the notebook (settings: EPOCHS=, DECODERS=, ...)
 	DATA=$(DATA) OUT=$(OUT) $(PY) run_notebook.py
 
-report: .venv/ready  ## compile OUT/report.pdf from OUT/results and OUT/figures
+report: OUT := report
+report: .venv/ready  ## compile OUT/report.pdf from OUT/results and OUT/figures (OUT=report unless named)
 	$(PY) make_report.py -out $(OUT)
+
+faults: .venv/ready  ## try everything that can go wrong (6 minutes)
+	$(PY) tests/faults.py
 
 submission: .venv/ready  ## the zip to hand in; refuses until report/group.toml is filled in
 	$(PY) make_report.py -out report -submission

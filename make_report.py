@@ -2,7 +2,7 @@
 
     python make_report.py -out report                  the report that is handed in, about the committed results
     python make_report.py -out build/sample            the same text about the sample's results
-    python make_report.py -out report -submission      the report, then <group>.zip: the PDF and the code
+    python make_report.py -out report -submission      the report, then <group>.zip: the PDF, the code and its tests
 
 Takes a few seconds and prints the number of pages and what was not run (those places show a box). The Typst compiler and
 its fonts come with the package `typst`; the same results give the same PDF, byte for byte.
@@ -22,7 +22,7 @@ import utils
 ROOT = Path(__file__).resolve().parent
 PLACEHOLDER = "TO BE FILLED IN"
 CODE = ("*.py", "hw2-q3.ipynb", "requirements.txt", "Makefile", "README.md", "pyproject.toml")
-CODE += ("report/*.typ", "report/group.toml")
+CODE += ("report/*.typ", "report/group.toml", "tests/*.py")
 
 
 def read_group():
@@ -83,6 +83,43 @@ def compile_report(out):
     return pdf, labels
 
 
+def results_table(results):
+    """README's table of what to expect: a Markdown line per network of the finished results."""
+    lines = ["| question | result | data | made on |", "|---|---|---|---|"]
+
+    def add(question, text, result):
+        machine = f"{result['environment']['processor']}, {result['environment']['device']}"
+        lines.append(f"| {question} | {text} | {result['data']['source']} | {machine} |")
+
+    if q1 := results.get("q1"):
+        for row in (row for row in q1["crossover"] if row["against"] == "softmax, fused" and row["measured"]):
+            add(f"Q1, D = {row['D']}", f"linear attention wins from L = {row['measured']:,}", q1)
+    for name, result in sorted(results.items()):
+        if name.startswith("q2-search"):
+            (value, spread), (test, test_spread) = result["best"]["val_accuracy"], result["best"]["accuracy"]
+            seeds = f"mean ± standard deviation of {result['best']['finished']} seeds" if spread else "one seed"
+            network = "strided" if result["config"]["no_maxpool"] else "max-pool"
+            question = f"Q2, {network}, {result['config']['epochs']} epochs, rate {result['best']['learning_rate']:g}"
+            spreads = [f" ± {s:.3f}" if s else "" for s in (spread, test_spread)]
+            add(question, f"accuracy {value:.3f}{spreads[0]} validation, {test:.3f}{spreads[1]} test ({seeds})", result)
+        elif result["question"] == "q3" and result["status"] == "finished":
+            test, minutes = result["test"], result["seconds"] / 60
+            text = f"test similarity {test['damerau_levenshtein']:.3f}, WER {test['wer']:.3f}; trained {minutes:.0f} minutes"
+            add(f"Q3, {name.removeprefix('q3-')}, {result['config']['epochs']} epochs", text, result)
+    return "\n".join(lines)
+
+
+def update_readme(results):
+    """Write the table of the committed results between README's markers."""
+    path = ROOT / "README.md"
+    before, begin, rest = path.read_text(encoding="utf-8").partition("<!-- results: written by make report -->\n")
+    _, end, after = rest.partition("\n<!-- end of results -->")
+    if not (begin and end):
+        raise utils.UserError("README.md has lost the markers around its table of results; restore it.")
+    with utils.write_atomically(path) as temporary:
+        temporary.write_text(before + begin + results_table(results) + end + after, encoding="utf-8")
+
+
 def write_submission(pdf, group):
     """Write <group>.zip beside this script, with the PDF and the code and nothing else; UserError until the group has
     filled in report/group.toml."""
@@ -131,6 +168,8 @@ def main(args):
     pdf, labels = compile_report(out)
     with utils.write_atomically(out / "report.pdf") as temporary:
         temporary.write_bytes(pdf)
+    if out.resolve() == ROOT / "report":
+        update_readme(read_results(out))
     missing = ", ".join(dict.fromkeys(labels["missing"])) or "nothing"
     print(f"{out / 'report.pdf'}: {labels['pages'][0]} pages; not run: {missing}")
     if args.submission:

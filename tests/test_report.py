@@ -1,6 +1,7 @@
 """The report: compiles from results, says what was not run, lets the results speak, and packs the submission."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from conftest import ROOT, assert_one_sentence, load_script, oct_arrays, run_scr
 import make_report
 import utils
 
-SOURCES = sorted((ROOT / "report").glob("*.typ"))
+SOURCES, TESTS = sorted((ROOT / "report").glob("*.typ")), sorted((ROOT / "tests").glob("*.py"))
 TEXTS = {  # reference, hypothesis
     "worst": ("the red box.", "a a a a a a"),
     "lower quartile": ("a small dog.", "a smal dog."),
@@ -45,9 +46,9 @@ def q3_result(decoder, similarity, parameters, seconds=1.0):
 
 def example(reference, hypothesis):
     a, b = Counter(reference), Counter(hypothesis)
-    cosine = sum(a[c] * b[c] for c in a) / np.sqrt(sum(n * n for n in a.values()) * sum(n * n for n in b.values()))
+    cosine = (a & b).total() / math.sqrt(a.total() * b.total()) if a and b else float(a == b)
     wrong = sum(x != y for x, y in zip(reference.split(), hypothesis.split()))
-    row = {"clip": "T-1", "reference": reference, "hypothesis": hypothesis, "cosine": float(cosine)}
+    row = {"clip": "T-1", "reference": reference, "hypothesis": hypothesis, "cosine": cosine}
     row |= {"jaccard": (a & b).total() / (a | b).total(), "wer": wrong / len(reference.split())}
     return row | {"damerau_levenshtein": 1 - wrong / 11, "cer": wrong / 11}
 
@@ -86,6 +87,10 @@ def out(made, tmp_path):
 def change(out, run, **entries):
     path = out / "results" / f"{run}.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+def query(out, selector):
+    return make_report.typst.query(selector=selector, **make_report.report_inputs(out))
 
 
 def claims(labels):
@@ -130,6 +135,53 @@ def test_unfinished_result_and_missing_figure_show_the_box(out):
     assert {"q3-lstm", "q1-seconds"} == set(make_report.compile_report(out)[1]["missing"])
 
 
+@pytest.mark.parametrize("where", ["epochs", "test", "examples"])
+def test_infinite_metric_and_divergence_show_the_box(out, where):
+    """utils.save_result writes null for NaN and infinity."""
+    result = q3_result("lstm", 0.9, 2_115_835)
+    row, key = {
+        "epochs": (result["epochs"][0], "val_loss"),
+        "test": (result["test"], "loss"),
+        "examples": (result["examples"]["median"], "wer"),
+    }[where]
+    row[key] = math.nan
+    utils.save_result(out, result)
+    utils.save_result(out, q3_result("lstm", 0.9, 1) | {"run": "q3-lstm-asis", "status": "diverged", "test": {}})
+    utils.save_result(out, q3_result("transformer", 0.7, 1) | {"status": "diverged", "epochs": [], "test": {}})
+    missing = make_report.compile_report(out)[1]["missing"]
+    assert {"q3-lstm", "q3-transformer", "q3-lstm-asis", "q3-transformer-realonly"} <= set(missing)
+
+
+def test_models_that_were_only_tested(out):
+    """EPOCHS=0 with INIT_FROM leaves no epochs, neither in a tagged run nor in one without a tag."""
+    for decoder, parameters in (("lstm", 2_115_835), ("transformer", 1_965_435)):
+        for tag in ("", "-asis"):
+            result = q3_result(decoder, 0.6, parameters) | {"run": f"q3-{decoder}{tag}", "epochs": []}
+            utils.save_result(out, result)
+    labels = make_report.compile_report(out)[1]
+    assert set(labels["missing"]) == {
+        f"q3-{name}-{tag}" for name in ("lstm", "transformer") for tag in ("finetuned", "realonly")
+    }
+    assert "half LSTM" not in claims(labels) and all(check["equal"] for check in labels["check"])
+
+
+@pytest.mark.parametrize(
+    "tag, settings",
+    [
+        ("-asis", "EPOCHS=0 INIT_FROM=<folder of checkpoints> TAG=-asis"),
+        ("-finetuned", "EPOCHS=15 INIT_FROM=<folder of checkpoints> TAG=-finetuned"),
+        ("-realonly", "TAG=-realonly"),
+    ],
+)
+def test_box_names_the_command_of_a_run_on_real_speech(out, tag, settings):
+    for other in {"-asis", "-finetuned", "-realonly"} - {tag}:
+        for decoder in ("lstm", "transformer"):
+            utils.save_result(out, q3_result(decoder, 0.6, 1) | {"run": f"q3-{decoder}{other}"})
+    assert make_report.compile_report(out)[1]["missing"] == [f"q3-lstm{tag}", f"q3-transformer{tag}"]
+    commands = {item["text"] for item in json.loads(query(out, "raw")) if item["text"].startswith("make q3 ")}
+    assert commands == {f"make q3 DATA=... OUT=report {settings}"}
+
+
 def test_single_seed_without_a_strided_search(out):
     """What `make run` leaves: one seed, and one run of the strided network."""
     search = json.loads((out / "results" / "q2-search.json").read_text())
@@ -150,7 +202,7 @@ def test_longer_search_and_real_speech_appear_when_they_exist(out):
     labels = make_report.compile_report(out)[1]
     assert [claim["name"] for claim in labels["claim"]].count("best rate") == 2
     assert claims(labels)["pretraining lstm"] == "worth having"
-    headings = make_report.typst.query(selector="heading", **make_report.report_inputs(out))
+    headings = query(out, "heading")
     assert all(title in headings for title in ("The same search with more updates", "On real speech", "was tried for"))
     assert {run for run in labels["missing"] if run.startswith("q3")} == {
         f"q3-transformer-{tag}" for tag in ("asis", "finetuned", "realonly")
@@ -167,7 +219,45 @@ def test_sentences_follow_the_results(out):
     change(out, "q2-search", best=loser)
     after = claims(make_report.compile_report(out)[1])
     assert after["better decoder"] == after["lower loss"] == "transformer"
-    assert after["half LSTM"] == "no epoch" and after["best rate"] == str(loser["learning_rate"]) != before["best rate"]
+    assert after["half LSTM"] == "never" and after["best rate"] == str(loser["learning_rate"]) != before["best rate"]
+
+
+@pytest.mark.parametrize(
+    "lstm, transformer, reason",
+    [(0.9, 0.3, True), ([0.9, 0.9], [0.3, 0.9], True), (0.9, 0.9, False), (0.3, 0.9, False), (0.3, 0.3, False)],
+)
+def test_a_reason_is_given_only_where_the_lstm_is_first(out, lstm, transformer, reason):
+    for decoder, similarities, parameters in (("lstm", lstm, 2_115_835), ("transformer", transformer, 1_965_435)):
+        result = q3_result(decoder, 0.9, parameters)
+        for row, value in zip(result["epochs"], np.broadcast_to(similarities, 2).tolist()):
+            row["damerau_levenshtein"] = value
+        utils.save_result(out, result)
+    found = claims(make_report.compile_report(out)[1])
+    assert ("reason" in found) == reason and (found["half LSTM"] == "never") == (lstm == 0.3)
+
+
+@pytest.mark.parametrize(
+    "pool, strided, said",
+    [
+        ((0.8, 0.9), (0.7, 1.0), "these runs do not separate the networks"),  # accuracy of two seeds, nothing lost
+        ((0.8, 0.82), (0.5, 0.52), "tolerance"),
+        ((0.8, 0.82), (0.8, 0.82), "these runs do not separate the networks"),
+    ],
+)
+def test_no_conclusion_where_the_seeds_do_not_separate_the_networks(out, pool, strided, said):
+    rate = json.loads((out / "results" / "q2-search.json").read_text())["best"]["learning_rate"]
+    for network, accuracies in (("maxpool", pool), ("strided", strided)):
+        for seed, accuracy in zip((1, 2), accuracies):
+            run = f"q2-{network}-lr{rate}-seed{seed}"
+            test = json.loads((out / "results" / f"{run}.json").read_text())["test"]
+            change(out, run, test=test | {"accuracy": accuracy, "accuracy_shifted": [0.5, 0.5]})
+    assert claims(make_report.compile_report(out)[1])["measured"] == said
+    if said == "tolerance":  # now the max-pool network also loses less
+        for seed in (1, 2):
+            run = f"q2-strided-lr{rate}-seed{seed}"
+            test = json.loads((out / "results" / f"{run}.json").read_text())["test"]
+            change(out, run, test=test | {"accuracy_shifted": [0.5, 0.3 + 0.01 * seed]})
+        assert claims(make_report.compile_report(out)[1])["measured"] == "more tolerant"
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if path.stem != "lib"], ids=lambda path: path.name)
@@ -239,7 +329,8 @@ def project(tmp_path, monkeypatch):
     """A copy of the project's code, with files around it that must not be submitted, as make_report's ROOT."""
     root = tmp_path / "project"
     (root / "report").mkdir(parents=True)
-    for path in [*ROOT.glob("*.py"), ROOT / "hw2-q3.ipynb", *SOURCES]:
+    (root / "tests").mkdir()
+    for path in [*ROOT.glob("*.py"), ROOT / "hw2-q3.ipynb", *SOURCES, *TESTS]:
         shutil.copy(path, root / path.relative_to(ROOT))
     for name in ("requirements.txt", "Makefile", "README.md", "pyproject.toml", "notes.txt", "group.zip", ".env"):
         (root / name).write_text(name)
@@ -248,7 +339,8 @@ def project(tmp_path, monkeypatch):
         ".venv/lib/x.py",
         "report/checkpoints/q3.pt",
         "report/features/f.npz",
-        "tests/t.py",
+        "tests/__pycache__/t.pyc",
+        "tests/notes.txt",
     ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("not to be submitted")
@@ -267,7 +359,8 @@ def test_zip_holds_exactly_what_it_should(project, out):
         assert archive.testzip() is None
         expected = ["report.pdf", "hw2-q3.ipynb", "requirements.txt", "Makefile", "README.md", "pyproject.toml"]
         expected += [path.name for path in ROOT.glob("*.py")] + ["report/group.toml"]
-        assert sorted(archive.namelist()) == sorted(expected + [f"report/{path.name}" for path in SOURCES])
+        expected += [path.relative_to(ROOT).as_posix() for path in [*SOURCES, *TESTS]]
+        assert "tests/conftest.py" in expected and sorted(archive.namelist()) == sorted(expected)
         assert archive.read("report.pdf") == (out / "report.pdf").read_bytes()
         assert archive.read("hw2-q2.py") == (ROOT / "hw2-q2.py").read_bytes()
     first = (project / "G07.zip").read_bytes()
@@ -301,3 +394,10 @@ def test_missing_code_blocks_the_submission(project, out):
     with pytest.raises(utils.UserError, match="README"):
         submit(out)
     assert not list(project.glob("*G07*"))
+
+
+def test_readme_table_is_current():
+    results = make_report.read_results(ROOT / "report")
+    table = (ROOT / "README.md").read_text().split("<!-- results: written by make report -->\n")[1]
+    assert table.split("\n<!-- end of results -->")[0] == make_report.results_table(results)
+    assert table.count("| Q") >= len([name for name in results if name.startswith(("q2-search", "q3-"))])

@@ -46,7 +46,7 @@ def main(args):
     with tempfile.TemporaryDirectory() as private:  # talk to the kernel through sockets in there, not open ports
         config = Config({"KernelManager": {"transport": "ipc", "ip": f"{private}/kernel"}})
         folder = {"metadata": {"path": str(NOTEBOOK.parent)}}
-        client = PrintingClient(notebook, timeout=None, resources=folder, config=config)
+        client = PrintingClient(notebook, timeout=None, coalesce_streams=True, resources=folder, config=config)
         try:
             client.execute()
         except CellExecutionError as error:

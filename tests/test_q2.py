@@ -230,7 +230,9 @@ BAD_ARRAYS = {
     "is uint8 (20, 32, 32)": lambda a: a.update(test_images=np.zeros((20, 32, 32), np.uint8)),
     "is uint8 (60,), not uint8 ('N', 1)": lambda a: a.update(train_labels=a["train_labels"][:, 0]),
     "has a label 7": lambda a: a.update(train_labels=np.full((60, 1), 7, np.uint8)),
-    "has 0 entries": lambda a: a.update(val_images=np.zeros((0, 28, 28), np.uint8), val_labels=np.zeros((0, 1), np.uint8)),
+    "has 0 entries": lambda a: a.update(
+        val_images=np.zeros((0, 28, 28), np.uint8), val_labels=np.zeros((0, 1), np.uint8)
+    ),
 }
 
 

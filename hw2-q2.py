@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import utils
 
-EVALUATION_BATCH = 2_000  # images in one forward pass: bounds the memory of evaluating a whole split
+EVALUATION_BATCH = 500  # images in one forward pass: bounds the memory of evaluating a whole split
 COURSE_SUBSET = (182, 55, 42, 250)  # the first images of classes 0..3 that make the course's 529-image test set
 METRICS = ("val_accuracy", "accuracy", "auc", "accuracy_course_subset")  # the columns of a search's table
 SHIFTS = (0, 1, 2, 3)  # pixels by which the test images are moved, to measure tolerance to translation (2.3)
@@ -275,7 +275,8 @@ def main(args):
     else:  # Ctrl-C is for this process, which then ends its workers: they ignore it
         ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
         jobs = [(name, config, args.out, utils.command_line(), i) for i, (name, config) in enumerate(runs.items())]
-        results = joblib.Parallel(min(len(runs), os.cpu_count()), **ignore)(joblib.delayed(train_run)(*j) for j in jobs)
+        n_jobs = len(runs) if len(runs) <= 2 * os.cpu_count() else os.cpu_count()  # few runs: no core waits at the end
+        results = joblib.Parallel(n_jobs, **ignore)(joblib.delayed(train_run)(*job) for job in jobs)
         for name in runs:  # only now: a search that is interrupted keeps what it has
             (Path(args.out) / "checkpoints" / f"{name}.pt").unlink(missing_ok=True)
 

@@ -272,19 +272,20 @@ def load_oct_data(folder):
         raise UserError(f"{path} does not exist; `make data` fetches it, `make sample` writes a stand-in.")
     try:
         content = path.read_bytes()
+        sha256, is_official = hashlib.sha256(content).hexdigest(), hashlib.md5(content).hexdigest() == OCTMNIST_MD5
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
+        del content
     except Exception as error:  # a damaged zip raises half a dozen types; nothing else happens in this block
         raise UserError(f"{path} is damaged or not an npz file; delete it and fetch it again.") from error
     splits = {}
     for split in ("train", "val", "test"):
         if problem := _problem_of_split(arrays, f"{split}_images", f"{split}_labels"):
             raise UserError(f"{path} is not in MedMNIST's format: {problem}; fetch it again.")
-        x = torch.from_numpy(arrays[f"{split}_images"]).unsqueeze(1).float().div_(255)  # (N, 1, 28, 28)
+        x = torch.from_numpy(arrays.pop(f"{split}_images")).unsqueeze(1).float().div_(255)  # (N, 1, 28, 28)
         splits[split] = (x, torch.from_numpy(arrays[f"{split}_labels"]).flatten().long())  # (N,)
-    is_official = hashlib.md5(content).hexdigest() == OCTMNIST_MD5
     source = "OCTMNIST" if is_official else str(arrays.get("source", "octmnist.npz of unknown origin"))
-    info = {"source": source, "sha256": hashlib.sha256(content).hexdigest(), "classes": list(OCT_CLASSES)}
+    info = {"source": source, "sha256": sha256, "classes": list(OCT_CLASSES)}
     info["counts"] = {split: len(labels) for split, (_, labels) in splits.items()}
     info["class_counts"] = {split: labels.bincount(minlength=4).tolist() for split, (_, labels) in splits.items()}
     return splits, info

@@ -41,7 +41,7 @@ report: OUT := report
 report: .venv/ready  ## compile OUT/report.pdf from OUT/results and OUT/figures (OUT=report unless named)
 	$(PY) make_report.py -out $(OUT)
 
-faults: .venv/ready  ## try everything that can go wrong (6 minutes)
+faults: .venv/ready  ## try everything that can go wrong (15 minutes)
 	$(PY) tests/faults.py
 
 submission: .venv/ready  ## the zip to hand in; refuses until report/group.toml is filled in

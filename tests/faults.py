@@ -1,6 +1,6 @@
 """Everything that can go wrong, tried on the real command lines: a table of faults and what became of each.
 
-    python tests/faults.py        about six minutes
+    python tests/faults.py        about a quarter of an hour
 
 Each fault must end in one sentence on stderr and exit status 2, or, where the damage is harmless or a run was killed, in
 the same numbers as an undamaged, uninterrupted run; never in a traceback or a half-written file. Prints a line per fault

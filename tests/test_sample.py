@@ -183,7 +183,7 @@ def test_metadata_is_spoken_as_given(tmp_path):
         (b"a|b|c|d\n", "number of columns"),
         (b"a|b|c\n\n", "line 2 .* number of columns"),
         (b"../a|b|c\n", "the id '../a'"),
-        (b"/tmp/a|b|c\n", "the id '/tmp/a'"),
+        (b"/etc/a|b|c\n", "the id '/etc/a'"),
         (b"a\n|b|c\n", "line 1"),
         (b"|b|c\n", "the id ''"),
         (b"a|b|c\na|d|e\n", "line 2 .* second time"),

@@ -20,7 +20,7 @@ import joblib
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.nn.modules.module import register_module_forward_hook
 from tqdm import tqdm
 
 import utils
@@ -35,7 +35,7 @@ SHIFTS = (0, 1, 2, 3)  # pixels by which the test images are moved, to measure t
 class CNN(nn.Module):
     """The network of Q2.1 (max-pooling) and Q2.2 (`no_maxpool`: convolutions with stride 2, no pooling).
 
-    (B, 784), (B, 28, 28) or (B, 1, 28, 28) float images in [0, 1] -> (B, n_classes) log-probabilities.
+    Images (B, 784), (B, 28, 28) or (B, 1, 28, 28), uint8 or float in [0, 1] -> (B, n_classes) log-probabilities.
     """
 
     def __init__(self, dropout_prob, no_maxpool=False, n_classes=4):
@@ -62,6 +62,8 @@ class CNN(nn.Module):
         return x
 
     def forward(self, x):
+        if x.dtype == torch.uint8:  # scaled batch by batch: the whole training split as floats would fill 300 MB
+            x = x.float() / 255
         x = self.features(x.reshape(-1, 1, 28, 28)).flatten(1)  # (B, 576)
         x = self.dropout(F.relu(self.fc1(x)))  # (B, 320)
         x = F.relu(self.fc2(x))  # (B, 120)
@@ -75,9 +77,15 @@ def get_number_trainable_params(model):
 
 def count_multiply_accumulates(model):
     """Multiply-accumulates of one image's forward pass, over the convolutions and affine maps (Q2.3)."""
-    with FlopCounterMode(display=False) as counter:
+    counts = []
+
+    def count(layer, _, output):
+        if hasattr(layer, "weight"):  # weight[0] makes one value of the output's first channel, and so on
+            counts.append(layer.weight[0].numel() * output.numel())
+
+    with register_module_forward_hook(count):
         predict(model, torch.zeros(1, 1, 28, 28, device=next(model.parameters()).device))
-    return counter.get_total_flops() // 2  # it counts a multiplication and an addition as two
+    return sum(counts)
 
 
 # ------------------------------------------------------------------------------------------ training and evaluation
@@ -122,11 +130,11 @@ def test_metrics(model, X, y):
     log_probabilities = predict(model, X)
     predicted, n_classes = log_probabilities.argmax(dim=1), log_probabilities.shape[1]
     truth, probabilities = y.cpu().numpy(), log_probabilities.exp().cpu().numpy()
-    rows = torch.cat([(y == label).nonzero().flatten()[:size] for label, size in enumerate(COURSE_SUBSET)])
+    hits = torch.cat([(predicted == y)[y == label][:size] for label, size in enumerate(COURSE_SUBSET)]).double()
     return {
         "accuracy": getACC(truth, probabilities, "multi-class"),
         "auc": getAUC(truth, probabilities, "multi-class") if len(y.unique()) == n_classes else None,
-        "accuracy_course_subset": (predicted == y)[rows].sum().item() / 529 if len(rows) == 529 else None,
+        "accuracy_course_subset": hits.mean().item() if len(hits) == sum(COURSE_SUBSET) else None,
         "confusion": torch.bincount(n_classes * y + predicted, minlength=n_classes**2).view(n_classes, -1).tolist(),
         "accuracy_shifted": [accuracy_shifted(model, X, y, pixels) for pixels in SHIFTS],
     }
@@ -134,9 +142,9 @@ def test_metrics(model, X, y):
 
 def accuracy_shifted(model, X, y, pixels):
     """Mean accuracy on X (N, 1, 28, 28) moved left, up, down and right by `pixels`, edges repeated."""
-    padded = F.pad(X, (pixels,) * 4, mode="replicate")
-    offsets = {(pixels, 0), (0, pixels), (2 * pixels, pixels), (pixels, 2 * pixels)}
-    return mean(evaluate(model, padded[..., top : top + 28, left : left + 28], y) for top, left in offsets)
+    still, before, after = ((torch.arange(28) + step).clamp(0, 27) for step in (0, -pixels, pixels))
+    moves = (still, before), (still, after), (before, still), (after, still)
+    return mean(evaluate(model, X[..., rows, :][..., columns], y) for rows, columns in moves)
 
 
 # ------------------------------------------------------------------------------------------------------------ runs
@@ -222,7 +230,7 @@ def draw(results, out):
     config, groups = results[0]["config"], by_rate(results)
     suffix = "_".join(f"{rate:g}" for rate in groups) + f"-{config['dropout']:g}-{config['l2_decay']:g}"
     suffix += f"-{config['optimizer']}-{config['no_maxpool']}" + run_name(config, "")
-    title = "Strided CNN, no pooling" if config["no_maxpool"] else "Max-pool CNN"
+    title, source = "Strided CNN, no pooling" if config["no_maxpool"] else "Max-pool CNN", results[0]["data"]["source"]
     for key, name in (("train_loss", "training-loss"), ("val_accuracy", "validation-accuracy")):
         curves = []
         for colour, (rate, runs) in enumerate(groups.items()):
@@ -230,14 +238,7 @@ def draw(results, out):
             values = [[epoch[key] for epoch in run["epochs"]] for run in runs]
             curves += [(thin, {"color": f"C{colour}", "linewidth": 0.6, "alpha": 0.6, "marker": ""}) for thin in values]
             curves.append((values[(len(runs) - 1) // 2], {"color": f"C{colour}", "linewidth": 2, "label": label}))
-        utils.plot(
-            curves,
-            name.replace("-", " ").capitalize(),
-            f"CNN-{name}-{suffix}",
-            out,
-            results[0]["data"]["source"],
-            title,
-        )
+        utils.plot(curves, name.replace("-", " ").capitalize(), f"CNN-{name}-{suffix}", out, source, title)
 
 
 # ---------------------------------------------------------------------------------------------------- command line
@@ -289,9 +290,8 @@ def main(args):
         print(f"best by validation accuracy: learning rate {best['learning_rate']:g}")
         search = {key: results[0][key] for key in ("question", "command", "data", "environment", "parameters")}
         search |= {"run": run_name(flags, "q2-search" + "-strided" * args.no_maxpool), "runs": list(runs)}
-        utils.save_result(
-            args.out, search | {"config": flags, "table": rows, "chosen_by": "val_accuracy", "best": best}
-        )
+        search |= {"config": flags, "table": rows, "chosen_by": "val_accuracy", "best": best}
+        utils.save_result(args.out, search)
     print(f"data: {results[0]['data']['source']}; results and figures are in {args.out}/")
 
 

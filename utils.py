@@ -263,8 +263,8 @@ OCTMNIST_MD5 = "c68d92d5b585d8d81f7112f81e2d0842"  # medmnist.INFO["octmnist"]["
 def load_oct_data(folder):
     """Load `folder`/octmnist.npz (MedMNIST's format), checking everything that can be wrong with it.
 
-    Returns (splits, info): splits maps "train", "val" and "test" to (images, labels), images float32 (N, 1, 28, 28) in
-    [0, 1] and labels int64 (N,), classes 0..3 as in `OCT_CLASSES`; info is the `data` entry of a results file.
+    Returns (splits, info): splits maps "train", "val" and "test" to (images, labels), images uint8 (N, 1, 28, 28), which
+    the network scales, and labels int64 (N,), 0..3 as in `OCT_CLASSES`; info is the `data` entry of a results file.
     Raises UserError for a missing, damaged or wrong file.
     """
     path = Path(folder) / "octmnist.npz"
@@ -282,7 +282,7 @@ def load_oct_data(folder):
     for split in ("train", "val", "test"):
         if problem := _problem_of_split(arrays, f"{split}_images", f"{split}_labels"):
             raise UserError(f"{path} is not in MedMNIST's format: {problem}; fetch it again.")
-        x = torch.from_numpy(arrays.pop(f"{split}_images")).unsqueeze(1).float().div_(255)  # (N, 1, 28, 28)
+        x = torch.from_numpy(arrays.pop(f"{split}_images")).unsqueeze(1)  # (N, 1, 28, 28)
         splits[split] = (x, torch.from_numpy(arrays[f"{split}_labels"]).flatten().long())  # (N,)
     source = "OCTMNIST" if is_official else str(arrays.get("source", "octmnist.npz of unknown origin"))
     info = {"source": source, "sha256": sha256, "classes": list(OCT_CLASSES)}

@@ -78,6 +78,11 @@ def test_input_shapes_give_the_same_log_probabilities(no_maxpool):
         torch.testing.assert_close(model(X.view(shape)), output)
 
 
+def test_bytes_are_scaled_to_unit_range():
+    model, X = q2.CNN(0.7).eval(), torch.randint(256, (3, 1, 28, 28), dtype=torch.uint8)
+    torch.testing.assert_close(model(X), model(torch.tensor(X.numpy() / 255, dtype=torch.float32)), atol=1e-6, rtol=0)
+
+
 def test_predict_in_chunks_equals_one_pass(monkeypatch):
     model, X = q2.CNN(0.7), torch.rand(11, 1, 28, 28)
     whole = q2.predict(model, X)
@@ -86,7 +91,7 @@ def test_predict_in_chunks_equals_one_pass(monkeypatch):
 
 
 def test_accuracy_shifted_moves_by_whole_pixels(monkeypatch):
-    X = torch.zeros(1, 1, 28, 28)
+    X = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
     X[0, 0, 10, 20] = 1
     seen = []
     monkeypatch.setattr(q2, "evaluate", lambda model, moved, y: seen.append(moved.nonzero()[0, 2:].tolist()) or 1.0)
@@ -308,4 +313,4 @@ def test_real_images_load():
     splits, info = utils.load_oct_data(SHARED / "octmnist")
     assert info["counts"] == {"train": 1902, "val": 200, "test": 300} and "real" in info["source"]
     assert splits["test"][1].bincount().tolist() == [75] * 4
-    assert 0 <= splits["train"][0].min() and splits["train"][0].max() <= 1
+    assert splits["train"][0].shape == (1902, 1, 28, 28) and splits["train"][0].dtype == torch.uint8

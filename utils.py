@@ -14,6 +14,7 @@ import os
 import platform
 import random
 import shlex
+import shutil
 import sys
 import timeit
 from contextlib import contextmanager, suppress
@@ -42,9 +43,9 @@ class UserError(Exception):
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with the course's single-dash flags (`-epochs`, also as `--epochs`) and its errors in one line."""
 
-    def __init__(self, description):
+    def __init__(self, purpose):
         super().__init__(
-            description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+            description=purpose, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
 
     def flag(self, name, **options):
@@ -129,9 +130,8 @@ def environment(device="cpu"):
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
         processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), processor)
     name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else str(device)
-    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    processor = f"{processor}, {os.cpu_count()} cores"
-    return versions | {"device": name, "threads": torch.get_num_threads(), "processor": processor}
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__), "device": name}
+    return versions | {"threads": torch.get_num_threads(), "processor": f"{processor}, {os.cpu_count()} cores"}
 
 
 def command_line():
@@ -215,10 +215,8 @@ def load_checkpoint(path, identity=None):
     except Exception as error:  # a damaged file raises a dozen types; nothing else happens in this block
         raise UserError(f"the checkpoint {path} is damaged; delete it to start this run again.") from error
     if identity is not None and found != identity:
-        changed = sorted(key for key in identity if identity[key] != found.get(key))
-        raise UserError(
-            f"the checkpoint {path} is of a run with other {' and '.join(changed)}; delete it to start again."
-        )
+        changed = " and ".join(sorted(key for key in identity if identity[key] != found.get(key)))
+        raise UserError(f"the checkpoint {path} is of a run with other {changed}; delete it to start again.")
     return state
 
 
@@ -241,8 +239,7 @@ def plot(curves, ylabel, name, out, source, title, xlabel="Epoch"):
     by_epoch = xlabel == "Epoch"
     figure, axes = plt.subplots(figsize=(5.2 if by_epoch else 7.2, 3.6), layout="constrained")
     for values, options in curves:
-        defaults = {"x": range(1, len(values) + 1), "marker": "o", "markersize": 3 if len(values) <= 20 else 0}
-        options = defaults | options
+        options = {"x": range(1, len(values) + 1), "marker": "o", "markersize": 3 * (len(values) <= 20)} | options
         axes.plot(options.pop("x"), values, **options)
     if by_epoch:
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -357,9 +354,8 @@ def load_ljspeech(folder):
     n_train = min(round(0.75 * len(clips)), len(clips) - n_val - 1)
     splits = {"train": clips[:n_train], "val": clips[n_train : n_train + n_val], "test": clips[n_train + n_val :]}
     readme = (root / "README").read_text(errors="replace") if (root / "README").is_file() else ""
-    label = (
-        readme.split("\n")[0] if readme.startswith("synthetic") else f"LJ Speech 1.1, {len(clips):,} of 13,100 clips"
-    )
+    real = f"LJ Speech 1.1, {len(clips):,} of 13,100 clips"
+    label = readme.split("\n")[0] if readme.startswith("synthetic") else real
     digest = hashlib.sha256(text.encode())
     for _, _, path in clips:
         digest.update(f"{path.name} {path.stat().st_size} ".encode())
@@ -369,16 +365,22 @@ def load_ljspeech(folder):
 
 
 def download_ljspeech(folder):
-    """Fetch LJ Speech 1.1 (2.6 GB) into `folder` through torchaudio, which verifies its checksum."""
+    """Fetch LJ Speech 1.1 (2.6 GB) into `folder` through torchaudio, which verifies its checksum before unpacking it.
+
+    LJSpeech-1.1 appears in `folder` once it is whole; an archive that was fetched before a failure is used again.
+    """
     from torchaudio.datasets import LJSPEECH
 
+    unfinished = Path(folder) / "LJSpeech-download"
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        LJSPEECH(folder, download=True)
+        unfinished.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(unfinished / "LJSpeech-1.1", ignore_errors=True)  # unpacked in part
+        LJSPEECH(unfinished, download=True)
+        (unfinished / "LJSpeech-1.1").replace(Path(folder) / "LJSpeech-1.1")
+        shutil.rmtree(unfinished)
     except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"LJ Speech could not be fetched ({error}); place LJSpeech-1.1/ in {folder} by hand."
-        ) from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot fetch LJ Speech ({reason}); place LJSpeech-1.1/ in {folder} by hand.") from error
 
 
 def read_audio(path):

@@ -1,10 +1,13 @@
 """Q2: the networks, the training loop, the loader, the search and the command line."""
 
+import io
 import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import medmnist
 import numpy as np
@@ -12,6 +15,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, SHARED, assert_one_sentence, load_script, oct_arrays, run_script
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import utils
@@ -247,6 +252,27 @@ def test_wrong_arrays_are_named(tmp_path, message):
     with pytest.raises(utils.UserError) as error:
         utils.load_oct_data(tmp_path)
     assert message in str(error.value)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), min_size=1, max_size=20), st.integers(0, 9))
+@settings(max_examples=100, deadline=None)
+def test_overwritten_bytes_never_change_an_image(changes, cut):
+    """A file with bytes overwritten and the end cut off is refused in one sentence, or read unchanged."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **oct_arrays())
+    content = bytearray(buffer.getvalue())
+    for position, value in changes:
+        content[position % len(content)] = value
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "octmnist.npz").write_bytes(content[: len(content) - cut])
+        try:
+            splits, _ = utils.load_oct_data(folder)
+        except utils.UserError as error:
+            assert "\n" not in str(error)
+        else:
+            for split, (X, y) in splits.items():
+                assert (X[:, 0].numpy() == oct_arrays()[f"{split}_images"]).all()
+                assert (y.numpy() == oct_arrays()[f"{split}_labels"][:, 0]).all()
 
 
 def test_damaged_files_are_refused(oct_folder):

@@ -8,6 +8,8 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -363,6 +365,57 @@ def test_missing_or_undecodable_corpus(tmp_path):
         utils.load_ljspeech(tmp_path)
 
 
+LETTERS = st.characters(exclude_characters="|\n", exclude_categories=["Cs"])
+
+
+@given(st.lists(st.text(LETTERS).filter(str.strip), min_size=4, max_size=9))
+@settings(max_examples=50, deadline=None)
+def test_any_transcript_is_read_as_it_stands(texts):  # quotes, other scripts, control characters
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "LJSpeech-1.1"
+        (root / "wavs").mkdir(parents=True)
+        for i in range(len(texts)):
+            (root / "wavs" / f"{i}.wav").touch()
+        (root / "metadata.csv").write_bytes("\n".join(f"{i}|raw|{text}" for i, text in enumerate(texts)).encode())
+        splits, _ = utils.load_ljspeech(folder)
+    assert [row[1] for rows in splits.values() for row in rows] == [text.strip() for text in texts]
+
+
+@given(st.binary() | st.text("0123|x\r\n\"'\ufeff").map(str.encode))
+@settings(max_examples=200, deadline=None)
+def test_any_metadata_is_read_or_refused_in_one_sentence(content):
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "LJSpeech-1.1"
+        (root / "wavs").mkdir(parents=True)
+        for i in range(4):
+            (root / "wavs" / f"{i}.wav").touch()
+        (root / "metadata.csv").write_bytes(content)
+        try:
+            utils.load_ljspeech(folder)
+        except utils.UserError as error:
+            assert "\n" not in str(error) and str(error).endswith((".", "by hand"))
+
+
+def test_download_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
+    """torchaudio unpacks in place and takes any folder of that name for the whole corpus; ours appears when it is whole."""
+    calls = []
+
+    def fetch(root, download):
+        calls.append(sorted(path.name for path in Path(root).iterdir()))
+        (Path(root) / "archive").touch()
+        write_corpus(Path(root), 4)
+        if len(calls) == 1:
+            raise RuntimeError("connection\nlost")
+
+    monkeypatch.setattr("torchaudio.datasets.LJSPEECH", fetch)
+    with pytest.raises(utils.UserError, match=r"connection lost.*by hand"):
+        utils.download_ljspeech(tmp_path / "data")
+    assert not (tmp_path / "data" / "LJSpeech-1.1").exists()
+    utils.download_ljspeech(tmp_path / "data")
+    assert calls == [[], ["archive"]] and os.listdir(tmp_path / "data") == ["LJSpeech-1.1"]
+    assert utils.load_ljspeech(tmp_path / "data")[1]["counts"]["train"] == 2
+
+
 def test_features_are_cached_and_a_damaged_cache_is_made_again(tmp_path):
     write_corpus(tmp_path)
     splits, _ = utils.load_ljspeech(tmp_path)
@@ -523,6 +576,25 @@ def test_notebook_runs_from_top_to_bottom_on_a_tiny_corpus(tmp_path):
     names = {path.stem for path in (out / "figures").iterdir()}
     figures = "clip masks loss-lstm loss-transformer loss-comparison scores attention by-length"
     assert names == {f"q3-{name}" for name in figures.split()}
+
+
+def test_first_cell_installs_exactly_what_is_missing(tmp_path, monkeypatch, capsys):
+    first = next(cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="clone the repository"):
+        exec(first.source, {})
+    Path("utils.py").touch()
+    Path("requirements.txt").write_text("# pinned\nnumpy==0.0\nno-such-package==1.2\n")
+    installed = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: installed.append(command))
+    exec(first.source, {})
+    assert [command[-1] for command in installed] == ["no-such-package==1.2"] and installed[0][2:4] == [
+        "pip",
+        "install",
+    ]
+    Path("requirements.txt").write_text("numpy==0.0\n")
+    exec(first.source, {})
+    assert len(installed) == 1 and capsys.readouterr().out == "installing no-such-package==1.2\n"
 
 
 @pytest.mark.parametrize("wrong", [{"DATA": "nowhere"}, {"DECODERS": "gru"}, {"EPOCHS": "several"}])

@@ -43,10 +43,9 @@ class UserError(Exception):
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with the course's single-dash flags (`-epochs`, also as `--epochs`) and its errors in one line."""
 
-    def __init__(self, purpose):
-        super().__init__(
-            description=purpose, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+    def __init__(self, description):
+        formatter = argparse.ArgumentDefaultsHelpFormatter
+        super().__init__(description=description, allow_abbrev=False, formatter_class=formatter)
 
     def flag(self, name, **options):
         """Add the flag `-name`, with `--name` as an alias; the options are those of `add_argument`."""
@@ -356,12 +355,11 @@ def load_ljspeech(folder):
     readme = (root / "README").read_text(errors="replace") if (root / "README").is_file() else ""
     real = f"LJ Speech 1.1, {len(clips):,} of 13,100 clips"
     label = readme.split("\n")[0] if readme.startswith("synthetic") else real
-    digest = hashlib.sha256(text.encode())
-    for _, _, path in clips:
-        digest.update(f"{path.name} {path.stat().st_size} ".encode())
+    sizes = "".join(f"{path.name} {path.stat().st_size} " for _, _, path in clips)
+    sha256 = hashlib.sha256((text + sizes).encode()).hexdigest()
     counts = {split: len(rows) for split, rows in splits.items()}
     order = "official" if len(clips) == 13_100 else "first 75 %, next 5 %, last 20 % of the clips, in order"
-    return splits, {"source": label, "sha256": digest.hexdigest(), "counts": counts, "split": order}
+    return splits, {"source": label, "sha256": sha256, "counts": counts, "split": order}
 
 
 def download_ljspeech(folder):

@@ -16,8 +16,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zipfile
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ import soundfile
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conftest import ROOT, oct_arrays
+from test_download import CONTENT, MD5, Server
 from test_q3 import write_corpus
 
 import utils
@@ -155,6 +158,67 @@ def speech_faults(folder):
     try_corpus("metadata", "an empty transcript", lambda root: rows(root, lambda lines: [*lines[:4], "LJ001-0004|x|"]))
     try_corpus("metadata", "not UTF-8", lambda root: rows(root, lambda lines: [*lines, "LJ001-0000|é|é"]))
     try_corpus("metadata", "missing", lambda root: (root / "metadata.csv").unlink())
+    try_corpus("metadata", "a clip outside the corpus", lambda root: rows(root, lambda x: [*x, "../../etc/passwd|x|x"]))
+
+    def accepted(group, fault, change):
+        """Unusual but sound: the same clips and texts must be read; the sound within a 16-bit file's rounding."""
+        corpora = []
+        for name in ("usual", "unusual"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+            corpora.append(write_corpus(folder / name))
+        change(corpora[1])
+        (usual, _), (unusual, _) = utils.load_ljspeech(folder / "usual"), utils.load_ljspeech(folder / "unusual")
+        same = all([row[:2] for row in usual[s]] == [row[:2] for row in unusual[s]] for s in usual)
+        a, b = utils.read_audio(corpora[0] / clip), utils.read_audio(corpora[1] / clip)
+        same &= abs(len(a) - len(b)) <= 1 and (a[100:4000] - b[100:4000]).abs().max() < 0.02
+        report(group, fault, same, "accepted: the same texts and sound")
+
+    def convert(root, rate=22_050, channels=1, subtype="PCM_16"):
+        seconds = np.arange(6300 * rate // 22_050) / rate
+        tone = 0.5 * np.sin(2 * np.pi * 250 * seconds)  # as write_corpus has it
+        soundfile.write(root / "wavs/LJ001-0001.wav", np.stack([tone] * channels, axis=1), rate, subtype=subtype)
+
+    clip = "wavs/LJ001-0001.wav"
+    accepted("audio", "8 bits a sample", lambda root: convert(root, subtype="PCM_U8"))
+    accepted("audio", "stereo", lambda root: convert(root, channels=2))
+    accepted("audio", "48 kHz", lambda root: convert(root, rate=48_000))
+    accepted("metadata", "CRLF line ends", lambda root: rows(root, lambda lines: [line + "\r" for line in lines]))
+    bom = "\ufeff".encode().decode("latin-1")
+    accepted("metadata", "a byte-order mark", lambda root: rows(root, lambda lines: [bom + lines[0], *lines[1:]]))
+
+    shutil.rmtree(folder / "speech", ignore_errors=True)
+    root = write_corpus(folder / "speech")
+    quoted = '"He said ""yes""", he said'
+    rows(root, lambda lines: [f"LJ001-0000|x|{quoted}", *lines[1:]])
+    first = utils.load_ljspeech(folder / "speech")[0]["train"][0][1]
+    report("metadata", "quotes in a transcript", first == quoted, "accepted: read as they stand")
+
+
+def download_faults(folder):
+    """The real command line against a server on this machine."""
+    os.environ["no_proxy"] = "127.0.0.1"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    server.n_requests, server.finished = 0, threading.Event()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    root, url = folder / "fetched", f"http://127.0.0.1:{server.server_port}"
+    flags = ("download_octmnist.py", "-root", root, "-md5", MD5, "-url")
+    for fault, page in (("cut short", "/truncated"), ("another file", "/other"), ("not found", "/missing")):
+        expect_sentence("download", fault, *flags, url + page, out=root)
+    expect_sentence("download", "refused", *flags, "http://127.0.0.1:9/octmnist.npz", out=root)
+    for round_ in range(2):
+        process = start(*flags, f"{url}/stuck")
+        while not list(root.glob(".octmnist*")) and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+        process = start(*flags, f"{url}/whole")
+        process.communicate()
+        whole = process.returncode == 0 and os.listdir(root) == ["octmnist.npz"]
+        whole = whole and (root / "octmnist.npz").read_bytes() == CONTENT
+        report("download", f"killed half-way, round {round_ + 1}", whole, "the next call fetched it and tidied up")
+        (root / "octmnist.npz").unlink()
+    server.finished.set()
+    server.shutdown()
 
 
 def output_faults(folder):
@@ -216,6 +280,8 @@ def run_faults(folder):
     write_corpus(folder / "speech")
     q3 = {"DATA": folder / "speech", "DECODERS": "lstm", "EPOCHS": 12, "DEVICE": "cpu"}
     start("run_notebook.py", OUT=folder / "whole", **q3).communicate()
+    (folder / "damaged" / "checkpoints" / "q3-lstm.pt").write_bytes(b"PK damaged")
+    expect_sentence("resume", "Q3: damaged checkpoint", "run_notebook.py", OUT=folder / "damaged", **q3)
     for round_ in range(5):
         out = folder / f"q3-killed-{round_}"
         process = start("run_notebook.py", OUT=out, **q3)
@@ -231,7 +297,7 @@ def run_faults(folder):
 
 def main():
     with tempfile.TemporaryDirectory() as folder:
-        for faults in (data_faults, flag_faults, speech_faults, output_faults, run_faults):
+        for faults in (data_faults, flag_faults, download_faults, speech_faults, output_faults, run_faults):
             faults(Path(folder))
     print(f"{sum(ROWS)} of {len(ROWS)} faults handled")
     sys.exit(not all(ROWS))

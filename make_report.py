@@ -102,7 +102,7 @@ def results_table(results):
             question = f"Q2, {network}, {result['config']['epochs']} epochs, rate {result['best']['learning_rate']:g}"
             spreads = [f" ± {s:.3f}" if s else "" for s in (spread, test_spread)]
             add(question, f"accuracy {value:.3f}{spreads[0]} validation, {test:.3f}{spreads[1]} test ({seeds})", result)
-        elif result["question"] == "q3" and result["status"] == "finished":
+        elif result["question"] == "q3" and result["status"] == "finished" and "-tried" not in name:
             test, minutes = result["test"], result["seconds"] / 60
             text = f"test similarity {test['damerau_levenshtein']:.3f}, WER {test['wer']:.3f}; trained {minutes:.0f} minutes"
             add(f"Q3, {name.removeprefix('q3-')}, {result['config']['epochs']} epochs", text, result)

@@ -197,8 +197,10 @@ def test_longer_search_and_real_speech_appear_when_they_exist(out):
     for run in ("q3-lstm-asis", "q3-lstm-finetuned", "q3-lstm-realonly"):
         result = q3_result("lstm", 0.8 if "finetuned" in run else 0.3, 2_115_835)
         utils.save_result(out, result | {"run": run})
-    tried = q3_result("lstm", 0.9, 1) | {"run": "q3-tried", "table": [{"tried": "smaller batches", "wer": 0.25}]}
-    utils.save_result(out, tried)
+    base = q3_result("lstm", 0.9, 1)
+    for tag, changed in (("-tried", {}), ("-tried-smaller", {"batch_size": 8})):
+        config = base["config"] | {"epochs": 2, "batch_size": 16} | changed
+        utils.save_result(out, base | {"run": f"q3-lstm{tag}", "config": config})
     labels = make_report.compile_report(out)[1]
     assert [claim["name"] for claim in labels["claim"]].count("best rate") == 2
     assert claims(labels)["pretraining lstm"] == "worth having"

@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 import zipfile
+from collections import Counter
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def kill(process):
 
 
 def report(group, fault, passed, what):
-    ROWS.append(bool(passed))
+    ROWS.append((group, bool(passed)))
     print(f"{'ok  ' if passed else 'FAIL'}  {group:12}  {fault:44}  {what[:150]}", flush=True)
 
 
@@ -311,8 +312,21 @@ def main():
         for faults in groups:
             if not sys.argv[1:] or faults.__name__.removesuffix("_faults") in sys.argv[1:]:
                 faults(Path(folder))
-    print(f"{sum(ROWS)} of {len(ROWS)} faults handled")
-    sys.exit(not all(ROWS))
+    handled = sum(passed for _, passed in ROWS)
+    print(f"{handled} of {len(ROWS)} faults handled")
+    if not sys.argv[1:]:
+        update_readme(handled)
+    sys.exit(handled < len(ROWS))
+
+
+def update_readme(handled):
+    """Write the counts of a complete run between README's markers."""
+    groups = ", ".join(f"{n} {group}" for group, n in Counter(group for group, _ in ROWS).items())
+    before, begin, rest = (ROOT / "README.md").read_text().partition("<!-- faults: written by make faults -->\n")
+    _, end, after = rest.partition("\n<!-- end of faults -->")
+    line = f"Last complete run of `make faults`: {handled} of {len(ROWS)} faults handled ({groups})."
+    with utils.write_atomically(ROOT / "README.md") as temporary:
+        temporary.write_text(before + begin + line + end + after)
 
 
 if __name__ == "__main__":

@@ -169,8 +169,8 @@ def test_models_that_were_only_tested(out):
     "tag, settings",
     [
         ("-asis", "EPOCHS=0 INIT_FROM=<folder of checkpoints> TAG=-asis"),
-        ("-finetuned", "EPOCHS=15 INIT_FROM=<folder of checkpoints> TAG=-finetuned"),
-        ("-realonly", "TAG=-realonly"),
+        ("-finetuned", "EPOCHS=20 LEARNING_RATE=0.0005 INIT_FROM=<folder of checkpoints> TAG=-finetuned"),
+        ("-realonly", "EPOCHS=60 TAG=-realonly"),
     ],
 )
 def test_box_names_the_command_of_a_run_on_real_speech(out, tag, settings):

@@ -3,6 +3,7 @@ DATA ?= sample
 OUT ?= build/sample
 PYTHON ?= python3
 PY := .venv/bin/python
+SAMPLE := $(filter sample,$(DATA))# where DATA is the sample, it is made first
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -12,8 +13,7 @@ help:  ## list the targets
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 	@echo "Settings: DATA=$(DATA) OUT=$(OUT); real data: make data, then make run DATA=data OUT=report"
 
-run: .venv/ready  ## everything that exists, on DATA into OUT (default: the embedded sample)
-	@if [ "$(DATA)" = sample ]; then $(PY) make_sample_data.py -out sample; fi
+run: .venv/ready $(SAMPLE)  ## everything that exists, on DATA into OUT (default: the embedded sample)
 	$(PY) q1_linear_attention.py $(if $(filter sample,$(DATA)),-quick) -out $(OUT)
 	@$(MAKE) --no-print-directory q2 q3 report DATA=$(DATA) OUT=$(OUT)
 	@echo "Done. Figures: $(OUT)/figures/  Report: $(OUT)/report.pdf  Notebook: $(OUT)/hw2-q3.ipynb"
@@ -30,18 +30,18 @@ sample: .venv/ready  ## write the synthetic stand-ins into sample/
 q1: .venv/ready  ## Question 1 in full
 	$(PY) q1_linear_attention.py -out $(OUT)
 
-q2: .venv/ready  ## Question 2: search three learning rates, then the strided network at the best
+q2: .venv/ready $(SAMPLE)  ## Question 2: search three learning rates, then the strided network at the best
 	$(PY) hw2-q2.py -data $(DATA) -out $(OUT) -learning_rate 0.1 0.01 0.001
 	$(PY) hw2-q2.py -data $(DATA) -out $(OUT) -learning_rate best -no_maxpool
 
-q3: .venv/ready  ## Question 3: execute a copy of the notebook (settings: EPOCHS=, DECODERS=, ...)
+q3: .venv/ready $(SAMPLE)  ## Question 3: execute a copy of the notebook (settings: EPOCHS=, DECODERS=, ...)
 	DATA=$(DATA) OUT=$(OUT) $(PY) run_notebook.py
 
 report: OUT := report
 report: .venv/ready  ## compile OUT/report.pdf from OUT/results and OUT/figures (OUT=report unless named)
 	$(PY) make_report.py -out $(OUT)
 
-faults: .venv/ready  ## try everything that can go wrong (15 minutes)
+faults: .venv/ready  ## try everything that can go wrong (ten minutes)
 	$(PY) tests/faults.py
 
 submission: .venv/ready  ## the zip to hand in; refuses until report/group.toml is filled in

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from traitlets.config import Config
 
 import utils
@@ -54,6 +54,10 @@ def main(args):
                 print(error, file=sys.stderr)
                 raise utils.UserError("a cell failed; its error stands above and in the saved copy.") from None
             sys.exit(2)  # the notebook has said its sentence
+        except DeadKernelError:
+            raise utils.UserError(
+                "the notebook's kernel was killed, mostly for want of memory; run it again."
+            ) from None
         finally:
             with utils.write_atomically(out / NOTEBOOK.name) as temporary:
                 nbformat.write(notebook, temporary)

@@ -119,7 +119,7 @@ def check_writable(folder):
     """Raise UserError now, not after an hour of training, if results cannot be written to `folder`."""
     with write_atomically(Path(folder) / "results" / "write-test") as temporary:
         temporary.touch()
-    (Path(folder) / "results" / "write-test").unlink()
+    (Path(folder) / "results" / "write-test").unlink(missing_ok=True)
 
 
 def environment(device="cpu"):

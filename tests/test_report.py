@@ -169,7 +169,7 @@ def test_models_that_were_only_tested(out):
     "tag, settings",
     [
         ("-asis", "EPOCHS=0 INIT_FROM=<folder of checkpoints> TAG=-asis"),
-        ("-finetuned", "EPOCHS=20 LEARNING_RATE=0.0005 INIT_FROM=<folder of checkpoints> TAG=-finetuned"),
+        ("-finetuned", "EPOCHS=20 INIT_FROM=<folder of checkpoints> TAG=-finetuned"),
         ("-realonly", "EPOCHS=60 TAG=-realonly"),
     ],
 )

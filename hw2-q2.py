@@ -142,9 +142,9 @@ def test_metrics(model, X, y):
 
 def accuracy_shifted(model, X, y, pixels):
     """Mean accuracy on X (N, 1, 28, 28) moved left, up, down and right by `pixels`, edges repeated."""
-    still, before, after = ((torch.arange(28) + step).clamp(0, 27) for step in (0, -pixels, pixels))
-    moves = (still, before), (still, after), (before, still), (after, still)
-    return mean(evaluate(model, X[..., rows, :][..., columns], y) for rows, columns in moves)
+    i, steps = torch.arange(28), {(0, -pixels), (0, pixels), (-pixels, 0), (pixels, 0)}  # a single one for 0 pixels
+    moved = (X[..., (i + down).clamp(0, 27), :][..., (i + right).clamp(0, 27)] for down, right in steps)
+    return mean(evaluate(model, images, y) for images in moved)
 
 
 # ------------------------------------------------------------------------------------------------------------ runs

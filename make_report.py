@@ -109,15 +109,15 @@ def results_table(results):
     return "\n".join(lines)
 
 
-def update_readme(results):
-    """Write the table of the committed results between README's markers."""
+def update_readme(name, command, text):
+    """Write `text` between README's markers for what `command` keeps up to date there."""
     path = ROOT / "README.md"
-    before, begin, rest = path.read_text(encoding="utf-8").partition("<!-- results: written by make report -->\n")
-    _, end, after = rest.partition("\n<!-- end of results -->")
+    before, begin, rest = path.read_text(encoding="utf-8").partition(f"<!-- {name}: written by {command} -->\n")
+    _, end, after = rest.partition(f"\n<!-- end of {name} -->")
     if not (begin and end):
-        raise utils.UserError("README.md has lost the markers around its table of results; restore it.")
+        raise utils.UserError(f"README.md has lost the markers around its {name}; restore it.")
     with utils.write_atomically(path) as temporary:
-        temporary.write_text(before + begin + results_table(results) + end + after, encoding="utf-8")
+        temporary.write_text(before + begin + text + end + after, encoding="utf-8")
 
 
 def write_submission(pdf, group):
@@ -169,7 +169,7 @@ def main(args):
     with utils.write_atomically(out / "report.pdf") as temporary:
         temporary.write_bytes(pdf)
     if out.resolve() == ROOT / "report":
-        update_readme(read_results(out))
+        update_readme("results", "make report", results_table(read_results(out)))
     missing = ", ".join(dict.fromkeys(labels["missing"])) or "nothing"
     print(f"{out / 'report.pdf'}: {labels['pages'][0]} pages; not run: {missing}")
     if args.submission:

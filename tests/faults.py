@@ -33,6 +33,7 @@ from test_download import CONTENT, MD5, Server
 from test_q3 import write_corpus
 
 import utils
+from make_report import update_readme
 
 Q2_FLAGS = ("-epochs", 30, "-optimizer", "adam")
 ROWS = []
@@ -315,18 +316,10 @@ def main():
     handled = sum(passed for _, passed in ROWS)
     print(f"{handled} of {len(ROWS)} faults handled")
     if not sys.argv[1:]:
-        update_readme(handled)
+        groups = ", ".join(f"{n} {group}" for group, n in Counter(group for group, _ in ROWS).items())
+        line = f"Last complete run of `make faults`: {handled} of {len(ROWS)} faults handled ({groups})."
+        update_readme("faults", "make faults", line)
     sys.exit(handled < len(ROWS))
-
-
-def update_readme(handled):
-    """Write the counts of a complete run between README's markers."""
-    groups = ", ".join(f"{n} {group}" for group, n in Counter(group for group, _ in ROWS).items())
-    before, begin, rest = (ROOT / "README.md").read_text().partition("<!-- faults: written by make faults -->\n")
-    _, end, after = rest.partition("\n<!-- end of faults -->")
-    line = f"Last complete run of `make faults`: {handled} of {len(ROWS)} faults handled ({groups})."
-    with utils.write_atomically(ROOT / "README.md") as temporary:
-        temporary.write_text(before + begin + line + end + after)
 
 
 if __name__ == "__main__":

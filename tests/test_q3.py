@@ -365,6 +365,15 @@ def test_missing_or_undecodable_corpus(tmp_path):
         utils.load_ljspeech(tmp_path)
 
 
+def silent_corpus(folder, n_clips, metadata):
+    """Clips 0, 1, … that are empty files, and this metadata.csv (bytes)."""
+    root = Path(folder) / "LJSpeech-1.1"
+    (root / "wavs").mkdir(parents=True)
+    for i in range(n_clips):
+        (root / "wavs" / f"{i}.wav").touch()
+    (root / "metadata.csv").write_bytes(metadata)
+
+
 LETTERS = st.characters(exclude_characters="|\n", exclude_categories=["Cs"])
 
 
@@ -372,11 +381,7 @@ LETTERS = st.characters(exclude_characters="|\n", exclude_categories=["Cs"])
 @settings(max_examples=50, deadline=None)
 def test_any_transcript_is_read_as_it_stands(texts):  # quotes, other scripts, control characters
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "LJSpeech-1.1"
-        (root / "wavs").mkdir(parents=True)
-        for i in range(len(texts)):
-            (root / "wavs" / f"{i}.wav").touch()
-        (root / "metadata.csv").write_bytes("\n".join(f"{i}|raw|{text}" for i, text in enumerate(texts)).encode())
+        silent_corpus(folder, len(texts), "\n".join(f"{i}|raw|{text}" for i, text in enumerate(texts)).encode())
         splits, _ = utils.load_ljspeech(folder)
     assert [row[1] for rows in splits.values() for row in rows] == [text.strip() for text in texts]
 
@@ -385,11 +390,7 @@ def test_any_transcript_is_read_as_it_stands(texts):  # quotes, other scripts, c
 @settings(max_examples=200, deadline=None)
 def test_any_metadata_is_read_or_refused_in_one_sentence(content):
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "LJSpeech-1.1"
-        (root / "wavs").mkdir(parents=True)
-        for i in range(4):
-            (root / "wavs" / f"{i}.wav").touch()
-        (root / "metadata.csv").write_bytes(content)
+        silent_corpus(folder, 4, content)
         try:
             utils.load_ljspeech(folder)
         except utils.UserError as error:

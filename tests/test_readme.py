@@ -8,7 +8,6 @@ import pytest
 from conftest import ROOT, load_script
 
 README = (ROOT / "README.md").read_text()
-SCRIPTS = ("q1_linear_attention", "hw2-q2", "download_octmnist", "make_sample_data", "make_report")
 BLOCKS = re.findall(r"^```\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 SPANS = [
     " ".join(span.split()) for span in re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", README, flags=re.S | re.M))

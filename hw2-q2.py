@@ -2,7 +2,7 @@
 
     python hw2-q2.py -data sample -out build/sample                                    one network
     python hw2-q2.py -data sample -out build/sample -learning_rate 0.1 0.01 0.001      search (2.1)
-    python hw2-q2.py -data sample -out build/sample -learning_rate best -no_maxpool    strided network at that rate (2.2)
+    python hw2-q2.py -data sample -out build/sample -learning_rate best -no_maxpool    strided, at its best rate (2.2)
 
 Prints the epoch's mean training loss and the validation accuracy, then the test metrics, and saves
 OUT/results/q2-*.json and OUT/figures/CNN-*.{pdf,png}. About 30 s a network on the sample, 4 minutes on OCTMNIST.
@@ -53,7 +53,7 @@ class CNN(nn.Module):
         self.to(memory_format=torch.channels_last)  # the layout that the convolution kernels want
 
     def features(self, x):
-        """(B, 1, 28, 28) -> (B, 16, 6, 6). ReLU is increasing, so pooling first gives the same values on 1/4 of the input."""
+        """(B, 1, 28, 28) -> (B, 16, 6, 6). As ReLU is increasing, pooling first changes nothing but its cost."""
         for convolution in (self.conv1, self.conv2):
             x = convolution(x)
             if not self.no_maxpool:
@@ -143,8 +143,7 @@ def test_metrics(model, X, y):
 def accuracy_shifted(model, X, y, pixels):
     """Mean accuracy on X (N, 1, 28, 28) moved left, up, down and right by `pixels`, edges repeated."""
     i, steps = torch.arange(28), {(0, -pixels), (0, pixels), (-pixels, 0), (pixels, 0)}  # a single one for 0 pixels
-    moved = (X[..., (i + down).clamp(0, 27), :][..., (i + right).clamp(0, 27)] for down, right in steps)
-    return mean(evaluate(model, images, y) for images in moved)
+    return mean(evaluate(model, X[..., (i + dy).clamp(0, 27), :][..., (i + dx).clamp(0, 27)], y) for dy, dx in steps)
 
 
 # ------------------------------------------------------------------------------------------------------------ runs
@@ -158,7 +157,7 @@ def train_run(name, config, out, command, position):
     """Train and test one network on one CPU thread; returns its result, saved as OUT/results/<name>.json.
 
     The file is written after every epoch, with status "interrupted" until the last one: whatever ends the run, it tells
-    the truth, and the same command goes on from the checkpoint. `position`: the line of its progress bar on the terminal.
+    the truth, and the same command goes on from the checkpoint. `position`: the line of its progress bar.
     """
     torch.set_num_threads(1)  # a second thread gains nothing at batch 8
     utils.configure_seed(config["seed"])
@@ -244,14 +243,13 @@ def draw(results, out):
 # ---------------------------------------------------------------------------------------------------- command line
 def make_parser():
     """The course's flags, and where data and results are."""
-    whole, positive = utils.number(int, 1), utils.number(float, 0, above=0, or_word="best")
-    rates = "one or several (a search), or best: what a search with these flags found in OUT"
+    whole, positive = utils.number(int, 1), utils.number(float, above=0, or_word="best")
     parser = utils.ArgumentParser(__doc__.splitlines()[0])
     parser.flag("epochs", type=whole, default=15, help="passes over the training images")
     parser.flag("batch_size", type=whole, default=8, help="images per optimiser step")
-    parser.flag("learning_rate", type=positive, nargs="+", default=[0.01], help=rates)
+    parser.flag("learning_rate", type=positive, nargs="+", default=[0.01], help="one, several, or best (of a search)")
     parser.flag("l2_decay", type=utils.number(float, 0), default=0.0, help="weight decay")
-    parser.flag("dropout", type=utils.number(float, 0, 1, below=1), default=0.7, help="dropout probability")
+    parser.flag("dropout", type=utils.number(float, 0, below=1), default=0.7, help="dropout probability")
     parser.flag("optimizer", choices=("sgd", "adam"), default="sgd", help="optimiser")
     parser.flag("no_maxpool", action="store_true", help="stride 2 in the convolutions instead of pooling (Q2.2)")
     parser.flag("data", default="data", help="folder that holds octmnist.npz")
@@ -273,6 +271,8 @@ def main(args):
         runs[run_name(flags, f"q2-{kind}-lr{rate:g}-seed{seed}")] = flags | {"learning_rate": rate, "seed": seed}
     if args.plot_only:
         results = [utils.load_result(args.out, name) for name in runs]
+        if "interrupted" in (result["status"] for result in results):
+            raise utils.UserError("a run was interrupted; finish it by the same command without -plot_only.")
     else:  # Ctrl-C is for this process, which then ends its workers: they ignore it
         ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
         jobs = [(name, config, args.out, utils.command_line(), i) for i, (name, config) in enumerate(runs.items())]
@@ -285,7 +285,7 @@ def main(args):
     rows = summarise(results)
     if not (finished := [row for row in rows if row["finished"]]):
         raise utils.UserError("the loss became infinite or NaN in every run; try a smaller -learning_rate.")
-    if len(rows) > 1 or (args.no_maxpool and len(runs) > 1):
+    if len(rows) > 1 or (args.no_maxpool and "best" in args.learning_rate):
         best = max(finished, key=lambda row: row["val_accuracy"][0])
         print(f"best by validation accuracy: learning rate {best['learning_rate']:g}")
         search = {key: results[0][key] for key in ("question", "command", "data", "environment", "parameters")}
@@ -296,4 +296,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    utils.run_script(main, make_parser(), "the same command goes on from there")
+    utils.run_script(main, make_parser(), "finished epochs are saved; the same command goes on from there")

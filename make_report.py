@@ -4,8 +4,8 @@
     python make_report.py -out build/sample            the same text about the sample's results
     python make_report.py -out report -submission      the report, then <group>.zip: the PDF, the code and its tests
 
-Takes a few seconds and prints the number of pages and what was not run (those places show a box). The Typst compiler and
-its fonts come with the package `typst`; the same results give the same PDF, byte for byte.
+Takes a few seconds and prints the number of pages and what was not run (those places show a box). The Typst compiler
+and its fonts come with the package `typst`; the same results give the same PDF, byte for byte.
 """
 
 import json
@@ -104,7 +104,8 @@ def results_table(results):
             add(question, f"accuracy {value:.3f}{spreads[0]} validation, {test:.3f}{spreads[1]} test ({seeds})", result)
         elif result["question"] == "q3" and result["status"] == "finished" and "-tried" not in name:
             test, minutes = result["test"], result["seconds"] / 60
-            text = f"test similarity {test['damerau_levenshtein']:.3f}, WER {test['wer']:.3f}; trained {minutes:.0f} minutes"
+            scores = f"test similarity {test['damerau_levenshtein']:.3f}, WER {test['wer']:.3f}"
+            text = f"{scores}; trained {minutes:.0f} minutes"
             add(f"Q3, {name.removeprefix('q3-')}, {result['config']['epochs']} epochs", text, result)
     return "\n".join(lines)
 

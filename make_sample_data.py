@@ -3,9 +3,9 @@
     python make_sample_data.py                                     both, into sample/
     python make_sample_data.py -only ljspeech -metadata FILE       speak another corpus's transcripts
 
-Writes OUT/octmnist.npz (B-scans drawn by a small procedural model) and OUT/LJSpeech-1.1/ (sentences spoken by eSpeak NG),
-labelled as synthetic, the same for the same seed; prints one line for each. Takes about 15 s on two cores; the 13,100
-transcripts of LJ Speech (19 hours, 3 GB) 80 s. A second call with the same settings finds all complete and does nothing.
+Writes OUT/octmnist.npz (B-scans drawn by a small procedural model) and OUT/LJSpeech-1.1/ (sentences spoken by eSpeak
+NG), labelled as synthetic, the same for the same seed; prints one line for each. Takes about 15 s on two cores; the
+13,100 transcripts of LJ Speech (19 hours, 3 GB) 80 s. A second call with the same settings does nothing.
 """
 
 import _ctypes
@@ -45,8 +45,9 @@ def bell(x, centre, width):
 def draw_scans(labels, random):
     """Draw B-scans, uint8 (N, 28, 28), of classes `labels` (N,): surfaces of the retina, then brightness between them.
 
-    CNV (0) raises and breaks the outer layer and leaves bright material about it; DME (1) swells the retina and fills it
-    with dark cysts; drusen (2) are bumps of the outer layer; a normal retina (3) has a clean foveal dip. Lengths: pixels.
+    CNV (0) raises and breaks the outer layer and leaves bright material about it; DME (1) swells the retina and fills
+    it with dark cysts; drusen (2) are bumps of the outer layer; a normal retina (3) has a clean foveal dip. Lengths are
+    in pixels.
     """
 
     def uniform(low, high, *shape):
@@ -175,7 +176,6 @@ def read_metadata(path):
 
 
 # ---------------------------------------------------------------------------------------------- LJ Speech: sound
-SAMPLE_RATE = 22_050  # Hz, of eSpeak NG and of LJ Speech
 RATES, PITCHES = (150, 200), (30, 70)  # words per minute; eSpeak NG's scale of 0 to 99
 CHUNK = 25  # clips that one freshly loaded library speaks
 SYNCHRONOUS, NO_EXIT, UTF8, RATE, PITCH = 2, 0x8000, 1, 1, 3  # as in eSpeak NG's header speak_lib.h
@@ -207,7 +207,7 @@ def speak(jobs, data_path):
         return 0
 
     try:
-        if library.espeak_Initialize(SYNCHRONOUS, 0, os.fsencode(data_path), NO_EXIT) != SAMPLE_RATE:
+        if library.espeak_Initialize(SYNCHRONOUS, 0, os.fsencode(data_path), NO_EXIT) != utils.SAMPLE_RATE:
             raise ValueError(f"eSpeak NG cannot read its data in {data_path}")
         library.espeak_SetSynthCallback(listen)
         library.espeak_SetVoiceByName(b"en-us")
@@ -218,17 +218,17 @@ def speak(jobs, data_path):
             if library.espeak_Synth(text, ctypes.c_size_t(len(text) + 1), 0, 0, 0, UTF8, None, None) or not heard:
                 raise ValueError(f"eSpeak NG makes no sound of the transcript of {Path(path).stem}")
             sound, wav = np.concatenate(heard), io.BytesIO()
-            soundfile.write(wav, sound, SAMPLE_RATE, "PCM_16", format="WAV")
+            soundfile.write(wav, sound, utils.SAMPLE_RATE, "PCM_16", format="WAV")
             Path(path).write_bytes(wav.getbuffer())  # a full disk is an OSError here, not in libsndfile
             n_samples += len(sound)
         library.espeak_Terminate()
     finally:
         _ctypes.dlclose(library._handle)
-    return len(jobs), n_samples / SAMPLE_RATE
+    return len(jobs), n_samples / utils.SAMPLE_RATE
 
 
 def speak_all(rows, folder, seed, workers):
-    """Speak every row into `folder`/<id>.wav on `workers` processes, with a progress bar; returns the seconds of sound."""
+    """Speak every row into `folder`/<id>.wav on `workers` processes, with a bar; returns the seconds of sound."""
     random = np.random.default_rng([seed, 1])
     rates, pitches = (random.integers(low, high, len(rows), endpoint=True) for low, high in (RATES, PITCHES))
     jobs = [(folder / f"{row[0]}.wav", row[2].encode(), int(r), int(p)) for row, r, p in zip(rows, rates, pitches)]

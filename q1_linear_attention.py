@@ -127,9 +127,7 @@ def linear_attention(Q, K, V, n_terms=3, chunk=None, causal=False):
         for part in () if causal else zip(k.split(chunk, dim=1), v.split(chunk, dim=1)):
             state = state + call(summed, *part)
         for start, here in ((i, slice(i, i + chunk)) for i in range(0, q.shape[1], chunk)):
-            sums = call(
-                lambda q, state: state @ products(q.mT, n_terms, block), q[:, here], state
-            ).mT  # (N, chunk, E + 1)
+            sums = call(lambda q, s: s @ products(q.mT, n_terms, block), q[:, here], state).mT  # (N, chunk, E + 1)
             if causal:
                 own = taylor_exp(q[:, here] @ k[:, here].mT, n_terms).tril()  # (N, chunk, chunk)
                 sums = sums + own @ F.pad(v[:, here], (0, 1), value=1)
@@ -258,9 +256,8 @@ def make_parser():
 def measure_all(args):
     """Every measurement, as the result that is saved."""
     started, config = timeit.default_timer(), {k: v for k, v in vars(args).items() if k not in ("out", "plot_only")}
-    result = {"question": "q1", "run": "q1", "command": utils.command_line(), "config": config, "seed": args.seed}
-    result |= {"status": "finished", "data": {"source": "random normal Q, K, V (synthetic)"}}
-    result["environment"] = utils.environment(utils.pick_device(args.device))
+    data, device = {"source": "random normal Q, K, V (synthetic)"}, utils.pick_device(args.device)
+    result = utils.new_result("q1", "q1", utils.command_line(), config, data, device)
     utils.configure_seed(args.seed)
     result["identities"] = [identity_errors(D, n) for D, n in product((1, 2, 3, 7), range(1, 7))]
     Q, K, V = torch.randn(3, 111, 16, dtype=torch.float64)
@@ -273,25 +270,28 @@ def measure_all(args):
     cases = list(product(args.dims, ("linear", "softmax, fused", "softmax, plain")))
     curves = [scaling(*case, args) for case in tqdm(cases, desc="time and memory", leave=False, disable=None)]
     result |= {"feature_counts": counts, "scaling": curves, "crossover": list(crossovers(curves, args.n_terms))}
-    return result | {"seconds": timeit.default_timer() - started}
+    return result | {"status": "finished", "seconds": timeit.default_timer() - started}
 
 
 def main(args):
     """Measure (or read what was measured), save, draw and summarise."""
     utils.check_writable(args.out)
-    result = utils.load_result(args.out, "q1") if args.plot_only else measure_all(args)
-    utils.save_result(args.out, result)
+    if not args.plot_only:
+        utils.save_result(args.out, measure_all(args))
+    result = utils.load_result(args.out, "q1")
     draw(result, args.out)
     identity = max(max(row["full"], row["reduced"]) for row in result["identities"])
     print(f"largest errors: phi(q).phi(k) = series {identity:.1e}; linear = quadratic {result['linear_vs_quadratic']}")
     for row in result["approximation"]:
         errors = "  ".join("refused" if error is None else f"{error:7.1e}" for error in row["error"])
-        print(f"K = {row['n_terms']}: error for scores up to {SCALES[0]} ... {SCALES[-1]:g}: {errors}")
+        scales = f"{row['score_scale'][0]} ... {row['score_scale'][-1]:g}"
+        print(f"K = {row['n_terms']}: error for scores up to {scales}: {errors}")
     for row in result["scaling"]:
         seconds = "  ".join(f"{s:7.4f}" for s in row["seconds"])
         print(f"D = {row['D']:3}  {row['method']:14}  slope {row['slope'] or math.nan:.2f}  seconds {seconds}")
     for row in result["crossover"]:
-        print("D = {D:3}  faster than {against} from L = {measured} (predicted {predicted})".format(**row))
+        text = "faster from L = {measured}" if row["measured"] else "no crossover at these lengths"
+        print(("D = {D:3}  against {against}: " + text + " (predicted: L = {predicted})").format(**row))
     print(f"data: {result['data']['source']}; results and figures are in {args.out}/")
 
 

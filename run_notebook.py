@@ -65,4 +65,5 @@ def main(args):
 
 
 if __name__ == "__main__":
-    utils.run_script(main, utils.ArgumentParser(__doc__.splitlines()[0]), "the same command goes on from there")
+    parser = utils.ArgumentParser(__doc__.splitlines()[0])
+    utils.run_script(main, parser, "finished epochs are saved; the same command goes on from there")

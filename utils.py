@@ -16,6 +16,7 @@ import random
 import shlex
 import shutil
 import sys
+import tarfile
 import timeit
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,7 +33,7 @@ if "ipykernel" not in sys.modules:
     matplotlib.use("Agg")  # scripts only save their plots: no window system is needed
 import matplotlib.pyplot as plt
 
-QUIET = None if "QUIET" not in os.environ else True  # tqdm: None draws a progress bar on a terminal only
+QUIET = "QUIET" in os.environ or (None if "ipykernel" not in sys.modules else False)  # None: bars on a terminal
 
 
 # ---------------------------------------------------------------------------------------------------- command lines
@@ -55,14 +56,15 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; `python {self.prog} -h` explains every flag.\n")
 
 
-def number(kind, low, high=math.inf, above=-math.inf, below=math.inf, or_word=None):
+def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf, or_word=None):
     """An argparse type: a finite `int` or `float` in [low, high], strictly `above` and `below`; or the given word."""
+    limits = {"at least": low, "above": above, "at most": high, "below": below}
+    allowed = " and ".join(f"{word} {limit:.15g}" for word, limit in limits.items() if math.isfinite(limit))
 
     def parse(text):
         value = text if text == or_word else kind(text)
         if value != or_word and not (math.isfinite(value) and low <= value <= high and above < value < below):
-            limits = f"above {above:g}" if value == above else f"between {low:g} and {min(high, below):g}"
-            raise argparse.ArgumentTypeError(f"{text} is not {limits}")
+            raise argparse.ArgumentTypeError(f"{text} is not {allowed}")
         return value
 
     parse.__name__ = {int: "whole number", float: "number"}[kind]  # argparse names it: «invalid number value: 'ten'»
@@ -70,13 +72,13 @@ def number(kind, low, high=math.inf, above=-math.inf, below=math.inf, or_word=No
 
 
 def run_script(main, parser, after_interrupt="give the command again"):
-    """Call `main(args)`; end a `UserError` or Ctrl-C as one sentence on stderr and exit status 2, without a traceback."""
+    """Call `main(args)`; end a `UserError` or Ctrl-C as one sentence on stderr and exit status 2, no traceback."""
     try:
         main(parser.parse_args())
     except UserError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:
-        parser.exit(2, f"{parser.prog}: interrupted; what was finished is saved: {after_interrupt}.\n")
+        parser.exit(2, f"{parser.prog}: interrupted; {after_interrupt}.\n")
 
 
 def pick_device(name):
@@ -95,7 +97,6 @@ def configure_seed(seed):
     np.random.seed(seed)  # noqa: NPY002  (libraries still draw from it)
     torch.manual_seed(seed)
     torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
 
 
 # --------------------------------------------------------------------------------------------------------- results
@@ -139,14 +140,14 @@ def command_line():
 
 
 def new_result(question, run, command, config, data, device):
-    """The start of a results file, in the schema of README.md: nothing has finished yet."""
+    """The start of a results file, which README.md describes: nothing has finished yet."""
     result = {"question": question, "run": run, "command": command, "config": config, "seed": config["seed"]}
     result |= {"status": "interrupted", "data": data, "environment": environment(device)}
     return result | {"seconds": 0.0, "epochs": [], "test": {}}
 
 
 def save_result(out, result):
-    """Write `result` (a dict in the schema of README.md, 'Results') to `out`/results/<run>.json; NaN becomes null."""
+    """Write `result` (a dict that starts as `new_result`) to `out`/results/<run>.json; NaN becomes null."""
 
     def clean(value):
         if isinstance(value, dict):
@@ -155,8 +156,7 @@ def save_result(out, result):
             return [clean(item) for item in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    path = Path(out) / "results" / f"{result['run']}.json"
-    with write_atomically(path) as temporary:
+    with write_atomically(Path(out) / "results" / f"{result['run']}.json") as temporary:
         temporary.write_text(json.dumps(clean(result), indent=1, allow_nan=False) + "\n")
 
 
@@ -221,7 +221,7 @@ def load_checkpoint(path, identity=None):
 
 # ----------------------------------------------------------------------------------------------------------- plots
 def save_figure(figure, out, name, source):
-    """Save a figure as `out`/figures/`name`.pdf (for the report) and .png (for people), with its data source; return it."""
+    """Save a figure, with its data source, as `out`/figures/`name`.pdf (for the report) and .png; return it."""
     figure.suptitle(f"data: {source}", fontsize=8, color="dimgray")
     for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", None)):  # no date: same result, same file
         with write_atomically(Path(out) / "figures" / f"{name}.{suffix}") as temporary:
@@ -259,8 +259,8 @@ OCTMNIST_MD5 = "c68d92d5b585d8d81f7112f81e2d0842"  # medmnist.INFO["octmnist"]["
 def load_oct_data(folder):
     """Load `folder`/octmnist.npz (MedMNIST's format), checking everything that can be wrong with it.
 
-    Returns (splits, info): splits maps "train", "val" and "test" to (images, labels), images uint8 (N, 1, 28, 28), which
-    the network scales, and labels int64 (N,), 0..3 as in `OCT_CLASSES`; info is the `data` entry of a results file.
+    Returns (splits, info): splits maps "train", "val" and "test" to (images, labels): uint8 (N, 1, 28, 28), which the
+    network scales, and int64 (N,), 0..3 as in `OCT_CLASSES`; info is the `data` entry of a results file.
     Raises UserError for a missing, damaged or wrong file.
     """
     path = Path(folder) / "octmnist.npz"
@@ -311,7 +311,7 @@ START, STOP, PAD, UNKNOWN = range(4)
 
 
 def encode(text, max_len=None):
-    """Text -> token numbers: lower-cased, between START and STOP; `max_len` cuts to that many tokens, these included."""
+    """Text -> token numbers: lower-cased, between START and STOP; `max_len` cuts to that many, these included."""
     tokens = [max(VOCABULARY.find(letter, UNKNOWN + 1), UNKNOWN) for letter in text.lower()]
     return [START, *tokens[: max_len - 2 if max_len else None], STOP]
 
@@ -325,9 +325,9 @@ def decode(tokens):
 def load_ljspeech(folder):
     """Read `folder`/LJSpeech-1.1: metadata.csv (id|transcript|normalised, no header) and wavs/<id>.wav or .flac.
 
-    Returns (splits, info): splits maps "train", "val" and "test" to lists of (id, normalised transcript, path), the first
-    75 %, the next 5 % and the last 20 % in order (for all 13,100 clips the official split: 9,825, 655 and 2,620); info is
-    the `data` entry of a results file. Raises UserError for anything missing or malformed.
+    Returns (splits, info): splits maps "train", "val" and "test" to lists of (id, normalised transcript, path), the
+    first 75 %, the next 5 % and the last 20 % in order (for all 13,100 clips the official split: 9,825, 655 and 2,620);
+    info is the `data` entry of a results file. Raises UserError for anything missing or malformed.
     """
     root = Path(folder) / "LJSpeech-1.1"
     if not root.is_dir():
@@ -353,8 +353,9 @@ def load_ljspeech(folder):
     n_train = min(round(0.75 * len(clips)), len(clips) - n_val - 1)
     splits = {"train": clips[:n_train], "val": clips[n_train : n_train + n_val], "test": clips[n_train + n_val :]}
     readme = (root / "README").read_text(errors="replace") if (root / "README").is_file() else ""
-    real = f"LJ Speech 1.1, {len(clips):,} of 13,100 clips"
-    label = readme.split("\n")[0] if readme.startswith("synthetic") else real
+    is_lj = all(name.startswith("LJ0") for name, _, _ in clips)
+    label = f"LJ Speech 1.1, {len(clips):,} of 13,100 clips" if is_lj else f"a corpus of {len(clips):,} clips"
+    label = readme.split("\n")[0] if readme.startswith("synthetic") else label
     sizes = "".join(f"{path.name} {path.stat().st_size} " for _, _, path in clips)
     sha256 = hashlib.sha256((text + sizes).encode()).hexdigest()
     counts = {split: len(rows) for split, rows in splits.items()}
@@ -367,18 +368,17 @@ def download_ljspeech(folder):
 
     LJSpeech-1.1 appears in `folder` once it is whole; an archive that was fetched before a failure is used again.
     """
-    from torchaudio.datasets import LJSPEECH
-
     unfinished = Path(folder) / "LJSpeech-download"
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # nothing is written outside the folder
     try:
         unfinished.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(unfinished / "LJSpeech-1.1", ignore_errors=True)  # unpacked in part
-        LJSPEECH(unfinished, download=True)
+        torchaudio.datasets.LJSPEECH(unfinished, download=True)
         (unfinished / "LJSpeech-1.1").replace(Path(folder) / "LJSpeech-1.1")
         shutil.rmtree(unfinished)
-    except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"cannot fetch LJ Speech ({reason}); place LJSpeech-1.1/ in {folder} by hand.") from error
+    except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
+        reason = f"cannot fetch LJ Speech ({' '.join(str(error).split())})"
+        raise UserError(f"{reason}; delete {unfinished}, or place LJSpeech-1.1/ in {folder} by hand.") from error
 
 
 def read_audio(path):
@@ -402,7 +402,7 @@ def _mel_spectrogram():
 
 
 def log_mel(samples):
-    """(n_samples,) float32 -> (T, N_MELS) float32 log10 mel power, clamped to 8 decades below its maximum, (x + 4) / 4."""
+    """(n_samples,) float32 -> (T, N_MELS) float32: log10 mel power, at most 8 decades below its peak, (x + 4) / 4."""
     decades = _mel_spectrogram()(samples).clamp(min=1e-10).log10().T  # (T, N_MELS), T = 1 + n_samples // HOP
     return (decades.maximum(decades.max() - 8) + 4) / 4
 
@@ -437,7 +437,7 @@ def load_features(splits, out):
 
 
 def batches_by_length(lengths, batch_size, shuffle=True):
-    """Index batches (n,) of clips of similar length; if `shuffle`, lengths are jittered by 5 % and batches in random order."""
+    """Index batches (n,) of clips of similar length; `shuffle`: lengths jittered by 5 %, batches in random order."""
     lengths = torch.as_tensor(lengths, dtype=torch.float32)
     batches = (lengths * (1 + 0.05 * torch.rand(len(lengths)) * shuffle)).argsort().split(batch_size)
     return [batches[i] for i in torch.randperm(len(batches))] if shuffle else list(batches)

@@ -4,9 +4,9 @@
 
 The reference is what one writes first: a Dataset of single items in a DataLoader, the layers in the assignment's order
 (ReLU, then pooling), images as floats, and each split evaluated in one pass with gradients on. Both train the same
-network for one epoch on the same OCTMNIST-sized random images (97,477 for training, batches of 16). Prints the seconds of
-the epoch (training and validation) and of the whole process, peak memory and ratios, and the largest difference between
-the two after one optimiser step from the same weights.
+network for one epoch on the same OCTMNIST-sized random images (97,477 for training, batches of 16). Prints the seconds
+of the epoch (training and validation) and of the whole process, peak memory and ratios, and the largest difference
+between the two after one optimiser step from the same weights.
 """
 
 import os
@@ -101,7 +101,7 @@ def main():
         reference_epoch = float((Path(folder) / "reference-seconds").read_text())
         search, _ = run(*ours, "-learning_rate", *RATES)
     print(
-        f"\n{machine['processor']}, torch {machine['torch']}; 97,477 images, batch {BATCH_SIZE}, one epoch, one run each"
+        f"\n{machine['processor']}, torch {machine['torch']}; 97,477 images, batch {BATCH_SIZE}, one epoch, once each"
     )
     print("                           ours  reference   ratio")
     for what, mine, theirs, aim in (

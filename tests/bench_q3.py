@@ -4,9 +4,9 @@
 
 Clips have LJ Speech's lengths (random features, 6.6 s on average; texts of 15 letters a second). The reference for
 training is the same model in float32 as one writes it first: every clip padded to 2,754 frames (hop 160), attention by
-the formula, no masks. The reference for decoding is that same code, which computes the whole prefix, and the projections
-of the encoder's output, again at each step; the second number is ours on our own batches, without the cache. Prints
-milliseconds per clip and ratios.
+the formula, no masks. The reference for decoding is that same code, which computes the whole prefix, and the
+projections of the encoder's output, again at each step; the second number is ours on our own batches, without the
+cache. Prints milliseconds per clip and ratios.
 """
 
 import os
@@ -52,7 +52,7 @@ def training(name, features, tokens, batches):
 
 
 def decoding(name, batch, use_cache):
-    """Seconds per clip of writing 100 letters for a batch of clips; the stop token is ruled out, so that all write 100."""
+    """Seconds per clip of writing 100 letters for a batch of clips; the stop token is ruled out: all write 100."""
     torch.manual_seed(0)
     model = q3["build_model"](name, n_positions=256, frames_per_token=2.0).eval()
     with torch.no_grad():
@@ -73,9 +73,8 @@ def main():
     features = [torch.randn(int(s * utils.SAMPLE_RATE / utils.HOP), utils.N_MELS) for s in seconds]
     padded = [torch.cat([f, torch.zeros(REFERENCE_FRAMES - len(f), utils.N_MELS)]) for f in features[:16]]
     machine = utils.environment()
-    print(
-        f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}; mean clip {seconds.mean():.1f} s"
-    )
+    print(f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}")
+    print(f"mean clip {seconds.mean():.1f} s")
     ours = {}
     for name in ("lstm", "transformer"):
         ours[name] = training(name, features, tokens, utils.batches_by_length(list(map(len, features)), BATCH_SIZE))
@@ -89,9 +88,8 @@ def main():
         reference = training(name, padded, tokens, [torch.arange(8), torch.arange(8, 16)])
         print_row(name, "training", ours[name], reference)
         print_row(name, "decoding", cached[name], decoding(name, plain_batch, use_cache=False))
-        print(
-            f"{name:12} decoding on the same batch, with the cache and without: ratio {uncached[name] / cached[name]:.1f}"
-        )
+        ratio = uncached[name] / cached[name]
+        print(f"{name:12} decoding on the same batch, with the cache and without: ratio {ratio:.1f}")
 
 
 if __name__ == "__main__":

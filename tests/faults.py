@@ -3,9 +3,9 @@
     python tests/faults.py                      all of them, about ten minutes
     python tests/faults.py data notebook_run    some: data flag download speech output run notebook_run
 
-Each fault must end in one sentence on stderr and exit status 2, or, where the damage is harmless or a run was killed, in
-the same numbers as an undamaged, uninterrupted run; never in a traceback or a half-written file. Prints a line per fault
-and the count; exit status 1 if any failed. Everything happens in a temporary folder.
+Each fault must end in one sentence on stderr and exit status 2, or, where the damage is harmless or a run was killed,
+in the same numbers as an undamaged, uninterrupted run; never in a traceback or a half-written file. Prints a line per
+fault and the count; exit status 1 if any failed. Everything happens in a temporary folder.
 """
 
 import contextlib

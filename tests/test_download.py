@@ -1,4 +1,4 @@
-"""download_octmnist.py against a file server on this machine: whole, cut short, another file, missing, silent, refused."""
+"""download_octmnist.py against a local file server: whole, cut short, another file, missing, silent, refused."""
 
 import hashlib
 import os

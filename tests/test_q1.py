@@ -164,7 +164,7 @@ def test_gradients(causal):
 
 
 def test_gradients_do_not_keep_the_features():
-    """What is saved for the backward pass stays near the inputs' own size; the features of Q and K would be four times that."""
+    """What is saved for the backward pass is near the inputs' size; features of Q and K would be four times that."""
     L, D, saved = 2000, 10, {}
 
     def pack(x):

@@ -172,8 +172,8 @@ def test_search_on_the_command_line(oct_folder, tmp_path):
     process = run_script("hw2-q2.py", *flags, "-learning_rate", "best", "-no_maxpool")
     assert process.returncode == 0, process.stderr
     name = f"q2-strided-lr{search['best']['learning_rate']:g}-seed42-epochs3"
-    assert name in results(out)
     before = results(out)
+    assert name in before and before["q2-search-strided-epochs3"]["runs"] == [name]
     for figure in (out / "figures").iterdir():
         figure.unlink()
     assert run_script("hw2-q2.py", *flags, "-learning_rate", "best", "-no_maxpool", "-plot_only").returncode == 0
@@ -222,6 +222,7 @@ def test_interrupted_run_keeps_its_epochs_and_resumes_to_the_same_numbers(oct_fo
         assert process.returncode == 2 and stderr.strip().endswith("goes on from there.") and "Traceback" not in stderr
     cut = results(tmp_path / "cut")[name]
     assert cut["status"] == "interrupted" and 1 <= len(cut["epochs"]) < 40
+    assert_one_sentence(run_script("hw2-q2.py", *flags, "-out", tmp_path / "cut", "-plot_only"))
     assert run_script("hw2-q2.py", *flags, "-out", tmp_path / "cut").returncode == 0
     assert numbers(results(tmp_path / "cut")[name]) == numbers(results(tmp_path / "whole")[name])
 

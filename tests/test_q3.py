@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -382,8 +383,9 @@ LETTERS = st.characters(exclude_characters="|\n", exclude_categories=["Cs"])
 def test_any_transcript_is_read_as_it_stands(texts):  # quotes, other scripts, control characters
     with tempfile.TemporaryDirectory() as folder:
         silent_corpus(folder, len(texts), "\n".join(f"{i}|raw|{text}" for i, text in enumerate(texts)).encode())
-        splits, _ = utils.load_ljspeech(folder)
+        splits, info = utils.load_ljspeech(folder)
     assert [row[1] for rows in splits.values() for row in rows] == [text.strip() for text in texts]
+    assert "LJ Speech" not in info["source"]
 
 
 @given(st.binary() | st.text("0123|x\r\n\"'\ufeff").map(str.encode))
@@ -398,7 +400,7 @@ def test_any_metadata_is_read_or_refused_in_one_sentence(content):
 
 
 def test_download_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
-    """torchaudio unpacks in place and takes any folder of that name for the whole corpus; ours appears when it is whole."""
+    """torchaudio unpacks in place and takes any folder of that name for whole; ours appears once it is whole."""
     calls = []
 
     def fetch(root, download):
@@ -415,6 +417,20 @@ def test_download_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
     utils.download_ljspeech(tmp_path / "data")
     assert calls == [[], ["archive"]] and os.listdir(tmp_path / "data") == ["LJSpeech-1.1"]
     assert utils.load_ljspeech(tmp_path / "data")[1]["counts"]["train"] == 2
+
+
+@pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", None])
+def test_an_archive_cannot_write_outside_its_folder(tmp_path, name):
+    (tmp_path / "LJSpeech-download").mkdir()
+    archive = tmp_path / "LJSpeech-download" / "LJSpeech-1.1.tar.bz2"
+    if name is None:
+        archive.write_bytes(b"BZh9 cut short")
+    else:
+        with tarfile.open(archive, "w:bz2") as tar:
+            tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(utils.UserError, match="LJSpeech-download, or place"):
+        utils.download_ljspeech(tmp_path)
+    assert os.listdir(tmp_path) == ["LJSpeech-download"] and not Path("/tmp/escaped").exists()
 
 
 def test_features_are_cached_and_a_damaged_cache_is_made_again(tmp_path):

@@ -183,12 +183,21 @@ def test_box_names_the_command_of_a_run_on_real_speech(out, tag, settings):
 
 
 def test_single_seed_without_a_strided_search(out):
-    """What `make run` leaves: one seed, and one run of the strided network."""
+    """What one seed and a strided run at a rate given by hand leave."""
     search = json.loads((out / "results" / "q2-search.json").read_text())
     change(out, "q2-search", config=search["config"] | {"seed": [1]}, runs=[r for r in search["runs"] if "seed1" in r])
     for path in [*(out / "results").glob("q2-*seed2.json"), out / "results" / "q2-search-strided.json"]:
         path.unlink()
     assert make_report.compile_report(out)[1]["missing"] == []
+
+
+def test_networks_trained_on_different_data_are_not_compared(out):
+    """A later search on other data, say, before its strided runs are made."""
+    for path in (out / "results").glob("q2-*strided*.json"):
+        change(out, path.stem, data=json.loads(path.read_text())["data"] | {"sha256": "1" * 64})
+    labels = make_report.compile_report(out)[1]
+    assert any(run.startswith("q2-strided-lr") for run in labels["missing"])
+    assert not any(name.startswith("better by") for name in claims(labels))
 
 
 def test_longer_search_and_real_speech_appear_when_they_exist(out):
@@ -264,7 +273,7 @@ def test_no_conclusion_where_the_seeds_do_not_separate_the_networks(out, pool, s
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if path.stem != "lib"], ids=lambda path: path.name)
 def test_no_measured_number_is_typed(path):
-    """A decimal number in a question's file would be a result that cannot follow the runs; only lengths (pt, em, cm) may be."""
+    """A decimal in a question's file would be a result that cannot follow the runs; only lengths (pt, em) may be."""
     text = re.sub(r'"[1A]\.1"', "", path.read_text())  # the headings' numbering
     found = [line for line in text.splitlines() if re.search(r"\d\.\d+(?!\d|pt|em|cm)", line)]
     assert not found, found

@@ -214,30 +214,30 @@ def summarise(results):
     print("\nlearning_rate" + "".join(f"{key:>24}" for key in METRICS))
     for rate, runs in by_rate(results).items():
         finished = [run["epochs"][-1] | run["test"] for run in runs if run["status"] == "finished"]
-        row = {"learning_rate": rate, "finished": len(finished), "diverged": len(runs) - len(finished)}
+        rows.append(row := {"learning_rate": rate, "finished": len(finished), "diverged": len(runs) - len(finished)})
         for key in METRICS:
             values = [run[key] for run in finished if run[key] is not None]
             row[key] = [mean(values), stdev(values) if len(values) > 1 else None] if values else []
         cells = [" ± ".join(f"{value:.4f}" for value in row[key] if value is not None) or "-" for key in METRICS]
         print(f"{rate:13g}" + "".join(f"{cell:>24}" for cell in cells))
-        rows.append(row)
     return rows
 
 
 def draw(results, out):
     """Plot training loss and validation accuracy, a colour per learning rate and the seed of median accuracy bold."""
-    config, groups = results[0]["config"], by_rate(results)
+    config, groups, n = results[0]["config"], by_rate(results), len({result["seed"] for result in results})
     suffix = "_".join(f"{rate:g}" for rate in groups) + f"-{config['dropout']:g}-{config['l2_decay']:g}"
     suffix += f"-{config['optimizer']}-{config['no_maxpool']}" + run_name(config, "")
-    title, source = "Strided CNN, no pooling" if config["no_maxpool"] else "Max-pool CNN", results[0]["data"]["source"]
-    for key, name in (("train_loss", "training-loss"), ("val_accuracy", "validation-accuracy")):
+    title = ("Strided CNN" if config["no_maxpool"] else "Max-pool CNN") + f" (bold: median of {n} seeds)" * (n > 1)
+    for key, ylabel in (("train_loss", "Training loss"), ("val_accuracy", "Validation accuracy")):
         curves = []
         for colour, (rate, runs) in enumerate(groups.items()):
-            label = f"learning rate {rate:g}" + (f" (bold: median of {len(runs)} seeds)" if len(runs) > 1 else "")
             values = [[epoch[key] for epoch in run["epochs"]] for run in runs]
             curves += [(thin, {"color": f"C{colour}", "linewidth": 0.6, "alpha": 0.6, "marker": ""}) for thin in values]
-            curves.append((values[(len(runs) - 1) // 2], {"color": f"C{colour}", "linewidth": 2, "label": label}))
-        utils.plot(curves, name.replace("-", " ").capitalize(), f"CNN-{name}-{suffix}", out, source, title)
+            bold = {"color": f"C{colour}", "linewidth": 2, "label": f"learning rate {rate:g}"}
+            curves.append((values[(len(runs) - 1) // 2], bold))
+        name, source = f"CNN-{ylabel.lower().replace(' ', '-')}-{suffix}", results[0]["data"]["source"]
+        utils.plot(curves, ylabel, name, out, source, title)
 
 
 # ---------------------------------------------------------------------------------------------------- command line

@@ -222,7 +222,7 @@ def load_checkpoint(path, identity=None):
 # ----------------------------------------------------------------------------------------------------------- plots
 def save_figure(figure, out, name, source):
     """Save a figure, with its data source, as `out`/figures/`name`.pdf (for the report) and .png; return it."""
-    figure.suptitle(f"data: {source}", fontsize=8, color="dimgray")
+    figure.suptitle(f"data: {source}", fontsize=7, color="dimgray")
     for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", None)):  # no date: same result, same file
         with write_atomically(Path(out) / "figures" / f"{name}.{suffix}") as temporary:
             figure.savefig(temporary, metadata=metadata, dpi=150)
@@ -235,19 +235,19 @@ def plot(curves, ylabel, name, out, source, title, xlabel="Epoch"):
 
     Against anything but epochs, give `xlabel`, and each curve's `x` among its options; both axes are then logarithmic.
     """
-    by_epoch = xlabel == "Epoch"
-    figure, axes = plt.subplots(figsize=(5.2 if by_epoch else 7.2, 3.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(4.6, 3.6) if xlabel == "Epoch" else (6.4, 4.6), layout="constrained")
     for values, options in curves:
         options = {"x": range(1, len(values) + 1), "marker": "o", "markersize": 3 * (len(values) <= 20)} | options
         axes.plot(options.pop("x"), values, **options)
-    if by_epoch:
+    if xlabel == "Epoch":
         axes.xaxis.get_major_locator().set_params(integer=True)
     else:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, **({} if by_epoch else {"loc": "upper left", "bbox_to_anchor": (1, 1)}))
+    figure.legend(loc="outside lower center", fontsize=8, ncols=3 if len(curves) % 3 == 0 else max(1, len(curves) // 2))
     return save_figure(figure, out, name, source)
 
 

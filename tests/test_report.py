@@ -169,7 +169,7 @@ def test_models_that_were_only_tested(out):
     "tag, settings",
     [
         ("-asis", "EPOCHS=0 INIT_FROM=<folder of checkpoints> TAG=-asis"),
-        ("-finetuned", "EPOCHS=20 INIT_FROM=<folder of checkpoints> TAG=-finetuned"),
+        ("-finetuned", "EPOCHS=60 INIT_FROM=<folder of checkpoints> TAG=-finetuned"),
         ("-realonly", "EPOCHS=60 TAG=-realonly"),
     ],
 )
@@ -275,6 +275,17 @@ def test_no_conclusion_where_the_seeds_do_not_separate_the_networks(out, pool, s
             test = json.loads((out / "results" / f"{run}.json").read_text())["test"]
             change(out, run, test=test | {"accuracy_shifted": [0.5, 0.3 + 0.01 * seed]})
         assert claims(make_report.compile_report(out)[1])["measured"] == "more tolerant"
+
+
+def test_runs_that_learned_and_then_collapsed_are_named(out):
+    assert "collapsed" not in claims(make_report.compile_report(out)[1])
+    search = json.loads((out / "results" / "q2-search.json").read_text())
+    loser = next(row for row in search["table"] if row["learning_rate"] != search["best"]["learning_rate"])
+    run = f"q2-maxpool-lr{loser['learning_rate']:g}-seed2"
+    epochs = json.loads((out / "results" / f"{run}.json").read_text())["epochs"]
+    losses = [1.4, 0.1] + [5.0] * (len(epochs) - 2)
+    change(out, run, epochs=[row | {"train_loss": loss} for row, loss in zip(epochs, losses)])
+    assert claims(make_report.compile_report(out)[1])["collapsed"] == "1"
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if path.stem != "lib"], ids=lambda path: path.name)

@@ -103,10 +103,10 @@ def results_table(results):
             spreads = [f" ± {s:.3f}" if s else "" for s in (spread, test_spread)]
             add(question, f"accuracy {value:.3f}{spreads[0]} validation, {test:.3f}{spreads[1]} test ({seeds})", result)
         elif result["question"] == "q3" and result["status"] == "finished" and "-tried" not in name:
-            test, minutes = result["test"], result["seconds"] / 60
+            test, epochs = result["test"], result["config"]["epochs"]
             scores = f"test similarity {test['damerau_levenshtein']:.3f}, WER {test['wer']:.3f}"
-            text = f"{scores}; trained {minutes:.0f} minutes"
-            add(f"Q3, {name.removeprefix('q3-')}, {result['config']['epochs']} epochs", text, result)
+            text = f"{scores}; trained {result['seconds'] / 60:.0f} minutes" if epochs else f"{scores}; only tested"
+            add(f"Q3, {name.removeprefix('q3-')}, {epochs} epochs", text, result)
     return "\n".join(lines)
 
 

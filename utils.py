@@ -198,7 +198,7 @@ def save_checkpoint(path, identity, state):
     buffer = io.BytesIO()  # a full disk then fails in one place, as an OSError
     torch.save({"identity": identity, "state": state}, buffer)
     with write_atomically(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+        temporary.write_bytes(buffer.getvalue())
 
 
 def load_checkpoint(path, identity=None):

@@ -5,7 +5,7 @@
     python hw2-q2.py -data sample -out build/sample -learning_rate best -no_maxpool    strided, at its best rate (2.2)
 
 Prints the epoch's mean training loss and the validation accuracy, then the test metrics, and saves
-OUT/results/q2-*.json and OUT/figures/CNN-*.{pdf,png}. About 30 s a network on the sample, 4 minutes on OCTMNIST.
+OUT/results/q2-*.json and OUT/figures/CNN-*.{pdf,png}. About 30 s a network on the sample, 5 minutes on OCTMNIST.
 """
 
 import itertools

@@ -33,7 +33,7 @@ if "ipykernel" not in sys.modules:
     matplotlib.use("Agg")  # scripts only save their plots: no window system is needed
 import matplotlib.pyplot as plt
 
-QUIET = "QUIET" in os.environ or (None if "ipykernel" not in sys.modules else False)  # None: bars on a terminal
+QUIET = "QUIET" in os.environ or (None if "ipykernel" not in sys.modules else False)  # bars in Jupyter, on terminals
 
 
 # ---------------------------------------------------------------------------------------------------- command lines

@@ -1,0 +1,528 @@
+"""How every script here is started, recorded and resumed: command lines, errors in one sentence,
+seeds and devices, results files, checkpoints, and work spread over processes.
+
+The ground floor: it imports nothing of the project and knows nothing of images, speech or
+questions. Import it first: it prepares the process for what is imported after it.
+
+A failure that a person can put right is a `UserError`. Its text is one sentence that says what to
+do next; `run_script` prints it on stderr and ends with exit status 2, without a traceback.
+"""
+
+import argparse
+import codecs
+import dataclasses
+import functools
+import getpass
+import hashlib
+import inspect
+import io
+import json
+import math
+import os
+import platform
+import random
+import shlex
+import signal
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+IN_NOTEBOOK = "ipykernel" in sys.modules
+QUIET = True if "QUIET" in os.environ else False if IN_NOTEBOOK else None  # tqdm's `disable`
+
+
+# --------------------------------------------------------------------- before anything is imported
+PLAIN = {"±": "+-", "…": "...", "–": "-", "—": "-", "“": '"', "”": '"', "×": "x"}
+
+
+def _plain_text(error):
+    """What to write instead of letters that a terminal cannot show (a handler for `codecs`)."""
+    letters = error.object[error.start : error.end]
+    return "".join(PLAIN.get(letter, "?") for letter in letters), error.end
+
+
+class PatientStream:
+    """A stream whose reader may go away (`| head`): what is written after that is dropped."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def _unless_closed(self, action, *arguments):
+        try:
+            return action(*arguments)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # also for what Python flushes at its end
+            return None
+
+    def write(self, text):
+        return self._unless_closed(self._stream.write, text)
+
+    def flush(self):
+        return self._unless_closed(self._stream.flush)
+
+
+def _end_in_one_sentence(kind, error, traceback):
+    """An exception hook for Ctrl-C before `run_script` is there: during the imports."""
+    if kind is not KeyboardInterrupt:
+        return sys.__excepthook__(kind, error, traceback)
+    print(f"{Path(sys.argv[0]).name}: interrupted; give the command again.", file=sys.stderr)
+    sys.stdout.flush()
+    os._exit(2)
+
+
+def prepare_process():
+    """Make the surroundings harmless: nameless users, old terminals, readers that go away."""
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")  # joblib's, after Ctrl-C
+    try:
+        getpass.getuser()
+    except (KeyError, OSError, ImportError):  # an account without an entry, as in a container
+        os.environ["USER"] = "nobody"  # torch asks for a name
+    if IN_NOTEBOOK:
+        return
+    codecs.register_error("plain_text", _plain_text)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain_text")
+            setattr(sys, name, PatientStream(stream))
+    sys.excepthook = _end_in_one_sentence
+    for name in ("SIGTERM", "SIGHUP"):  # a stop button, a closed terminal: as Ctrl-C
+        number_of_signal = getattr(signal, name, None)
+        if number_of_signal and threading.current_thread() is threading.main_thread():
+            if signal.getsignal(number_of_signal) is signal.SIG_DFL:  # `nohup` ignores SIGHUP
+                signal.signal(number_of_signal, signal.default_int_handler)
+
+
+prepare_process()
+
+import torch  # noqa: E402  (it needs the name of the user)
+
+
+# ----------------------------------------------------------------------------------- command lines
+class UserError(Exception):
+    """Something the person at the keyboard can put right; the message says how, in a sentence."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with the course's single-dash flags (`-epochs`, also `--epochs`)."""
+
+    def __init__(self, description):
+        super().__init__(
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+
+    def flag(self, name, **options):
+        """Add the flag `-name`, alias `--name`; the options are those of `add_argument`."""
+        self.add_argument(f"-{name}", f"--{name}", **options)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}; `python {self.prog} -h` explains every flag.\n")
+
+
+def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf, or_word=None):
+    """A type for argparse: a finite `int` or `float` within these limits, or the word `or_word`.
+
+    `low` and `high` belong to the range, `above` and `below` do not.
+    """
+    limits = {"at least": low, "above": above, "at most": high, "below": below}
+    stated = [f"{word} {limit:.15g}" for word, limit in limits.items() if math.isfinite(limit)]
+
+    def parse(text):
+        if text == or_word:
+            return text
+        value = kind(text)
+        is_inside = low <= value <= high and above < value < below
+        if not math.isfinite(value) or not is_inside:
+            allowed = " and ".join(stated) or "finite"
+            raise argparse.ArgumentTypeError(f"{text} is not {allowed}")
+        return value
+
+    names = {int: "whole number", float: "number"}
+    parse.__name__ = names[kind]  # argparse says: «invalid number value: 'ten'»
+    return parse
+
+
+def run_script(main, parser, after_interrupt="give the command again"):
+    """Call `main(args)`; a `UserError` or Ctrl-C ends it in one sentence, exit status 2."""
+    try:
+        main(parser.parse_args())
+    except UserError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(2, f"{parser.prog}: interrupted; {after_interrupt}.\n")
+
+
+def command_line():
+    """The command that is running, as one would type it."""
+    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+# -------------------------------------------------------------------------- settings of a notebook
+def read_settings(kind, **parsers):
+    """An instance of the dataclass `kind`, its fields read from the environment where set there.
+
+    The field `batch_size` is the variable BATCH_SIZE. `parsers` has a type as argparse takes it
+    (text -> value, ValueError or ArgumentTypeError) for fields that need more than the type of
+    their default. UserError for a value that does not fit.
+    """
+    values = {}
+    for field in dataclasses.fields(kind):
+        name = field.name.upper()
+        parse = parsers.get(field.name, type(field.default))
+        text = os.environ.get(name, str(field.default))
+        try:
+            values[field.name] = parse(text)
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"{name}: {error}; correct it and run again.") from error
+        except ValueError as error:
+            example = f"must be like {field.default}, not '{text}'"
+            raise UserError(f"{name} {example}; correct it and run again.") from error
+    return kind(**values)
+
+
+def words(*allowed):
+    """A type for `read_settings`: one or several of the `allowed` words, with commas between."""
+
+    def parse(text):
+        chosen = text.split(",")
+        for word in chosen:
+            if word not in allowed:
+                known = f"{', '.join(allowed)} or several of them with a comma between"
+                raise argparse.ArgumentTypeError(f"there is no '{word}'; it takes {known}")
+        return chosen
+
+    return parse
+
+
+def say_errors_in_one_sentence(name):
+    """In a notebook: a `UserError` prints its sentence, after `name`, instead of a traceback."""
+
+    def say(shell, kind, error, traceback, tb_offset=None):
+        print(f"{name}: {error}", file=sys.stderr)
+
+    from IPython import get_ipython
+
+    get_ipython().set_custom_exc((UserError,), say)
+
+
+# ------------------------------------------------------------------------------- devices and seeds
+def pick_device(name):
+    """`auto`, `cpu`, `cuda`, `cuda:1` or `mps` -> torch.device; UserError where there is none such.
+
+    `auto` never means mps: nobody has tried it yet.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}
+    is_index = index == "" or index.isdecimal()
+    if kind not in counts or not is_index or int(index or 0) >= counts[kind]:
+        raise UserError(f"this machine has no usable device '{name}'; choose auto or cpu.")
+    return torch.device(name)
+
+
+def configure_seed(seed):
+    """Seed Python, NumPy and torch (every device), and make cuDNN deterministic."""
+    import numpy as np
+
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  (libraries still draw from it)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.deterministic = True
+
+
+def random_state():
+    """The state of torch's generators, the only ones that training draws from."""
+    state = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_random_state(state):
+    """Put back what `random_state` returned."""
+    torch.set_rng_state(state["cpu"])
+    torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
+
+
+# ----------------------------------------------------------------------------------- results files
+@contextmanager
+def write_atomically(path):
+    """Yield a temporary path beside `path`; it gets its name only when the block succeeds.
+
+    So a file is whole or not there. UserError when it cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        advice = "free some space or name another folder"
+        raise UserError(f"cannot write {path} ({reason}); {advice}.") from error
+    finally:
+        with suppress(OSError):  # renamed already, or never written
+            temporary.unlink()
+
+
+def check_writable(folder):
+    """UserError now, not after an hour of training, if results cannot be written to `folder`."""
+    trial = Path(folder) / "results" / "write-test"
+    with write_atomically(trial) as temporary:
+        temporary.touch()
+    trial.unlink(missing_ok=True)
+
+
+def processor_name():
+    """The processor's name as the system has it, and how many of its cores may be used."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                name = line.split(":")[1].strip()
+                break
+    return f"{name}, {usable_cpus()} cores"
+
+
+def environment(device="cpu"):
+    """What numbers were made with: versions, device, threads and processor."""
+    is_cuda = torch.device(device).type == "cuda"
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "device": torch.cuda.get_device_name(device) if is_cuda else str(device),
+        "threads": torch.get_num_threads(),
+        "processor": processor_name(),
+    }
+
+
+def new_result(question, run, command, config, data, device):
+    """The start of a results file, which README.md describes: nothing has finished yet."""
+    return {
+        "question": question,
+        "run": run,
+        "command": command,
+        "config": config,
+        "seed": config["seed"],
+        "status": "interrupted",
+        "data": data,
+        "environment": environment(device),
+        "seconds": 0.0,
+        "epochs": [],
+        "test": {},
+    }
+
+
+def _finite(value):
+    """`value` with null in place of NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def save_result(out, result):
+    """Write `result`, a dict that starts as `new_result`, to `out`/results/<run>.json."""
+    text = json.dumps(_finite(result), indent=1, allow_nan=False) + "\n"
+    with write_atomically(Path(out) / "results" / f"{result['run']}.json") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def load_result(out, run, command="the command that makes it"):
+    """Read `out`/results/`run`.json; UserError, naming `command`, if it is missing or damaged."""
+    path = Path(out) / "results" / f"{run}.json"
+    if not path.exists():
+        raise UserError(f"{path} does not exist; run {command} first.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror or error}).") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged; run {command} again.") from error
+
+
+# ------------------------------------------------------------------------------------- checkpoints
+def save_checkpoint(path, identity, state):
+    """Save `state` (tensors and plain values), whole or not at all.
+
+    `identity` says what the state belongs to: the config, the data, the hash of the code.
+    """
+    buffer = io.BytesIO()  # a full disk then fails in one place, as an OSError
+    torch.save({"identity": identity, "state": state}, buffer)
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+
+
+def load_checkpoint(path, identity=None):
+    """The state saved at `path`, on the CPU; None where there is none to go on from.
+
+    `identity` None: whatever it belongs to. Where only the "code" of the identity differs, the
+    definitions were edited: the file is kept under another name, one line says so, and the result
+    is None. UserError for another config or other data, and for a damaged file.
+    """
+    path = Path(path)
+    if not path.exists():
+        return None
+    try:
+        content = path.read_bytes()
+    except (OSError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or "too little memory"
+        raise UserError(f"cannot read the checkpoint {path} ({reason}).") from error
+    try:
+        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        found, state = saved["identity"], saved["state"]
+    except MemoryError as error:
+        raise UserError(f"there is too little memory to read the checkpoint {path}.") from error
+    except Exception as error:  # a damaged file raises a dozen types; nothing else happens here
+        advice = "delete it to start this run again"
+        raise UserError(f"the checkpoint {path} is damaged; {advice}.") from error
+    if identity is None:
+        return state
+    changed = sorted(key for key in identity if identity[key] != found.get(key))
+    if changed == ["code"]:
+        kept = path.with_name(f"{path.stem}-code-{str(found.get('code'))[:8]}{path.suffix}")
+        path.replace(kept)
+        print(f"{path.stem}: its code was edited, so it starts anew (old checkpoint: {kept.name})")
+        return None
+    if changed:
+        other = " and ".join(changed)
+        advice = "name another folder to keep it, or delete it to start again"
+        raise UserError(f"the checkpoint {path} is of a run with other {other}; {advice}.")
+    return state
+
+
+# ------------------------------------------------------------------------- has the code been edited?
+def code_hash(*definitions):
+    """A hash of what these functions and classes do: 16 hexadecimal digits.
+
+    Whatever else of the same module they name counts too: functions, classes, and constants in
+    capitals. Comments and layout do not count. It hashes byte code rather than text, because the
+    cell of a notebook may have been edited after it was run.
+    """
+    texts = [f"Python {sys.version_info.major}.{sys.version_info.minor}"]
+    waiting = list(definitions)
+    seen = []
+    while waiting:
+        definition = waiting.pop(0)
+        if any(definition is other for other in seen):
+            continue
+        seen.append(definition)
+        texts.append(_constants_of_class(definition))
+        for function in _functions_of(definition):
+            texts.append(f"{function.__qualname__} {_simple(function.__defaults__ or ())}")
+            texts.append(_text_of_code(function.__code__))
+            for name in sorted(_names_in(function.__code__)):
+                value = function.__globals__.get(name)
+                if name.isupper() and _simple([value]):
+                    texts.append(f"{name} = {value!r}")
+                elif any(f.__module__ == function.__module__ for f in _functions_of(value)):
+                    waiting.append(value)
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
+def _simple(values):
+    """Those of the values whose repr says what they are."""
+    return [value for value in values if isinstance(value, (int, float, str, tuple))]
+
+
+def _constants_of_class(definition):
+    if not inspect.isclass(definition):
+        return ""
+    members = {k: v for k, v in vars(definition).items() if _simple([v]) and k[:2] != "__"}
+    return f"{definition.__name__} {[base.__name__ for base in definition.__bases__]} {members}"
+
+
+def _functions_of(definition):
+    """The functions that a class, a partial or a (decorated) function consists of."""
+    if isinstance(definition, functools.partial):
+        definition = definition.func
+    members = vars(definition).values() if inspect.isclass(definition) else [definition]
+    functions = []
+    for member in members:
+        if isinstance(member, property):
+            member = member.fget
+        if isinstance(member, (classmethod, staticmethod)):
+            member = member.__func__
+        member = inspect.unwrap(member) if callable(member) else member
+        if inspect.isfunction(member):
+            functions.append(member)
+    return functions
+
+
+def _text_of_code(code):
+    """The instructions and constants of a code object, those of inner functions included."""
+    constants = []
+    for constant in code.co_consts:
+        if inspect.iscode(constant):
+            constants.append(_text_of_code(constant))
+        elif isinstance(constant, frozenset):
+            constants.append(str(sorted(map(repr, constant))))  # its own order varies
+        else:
+            constants.append(repr(constant))
+    return f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {constants}"
+
+
+def _names_in(code):
+    """The global names and attributes that a code object and its inner functions use."""
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if inspect.iscode(constant):
+            names |= _names_in(constant)
+    return names
+
+
+# ---------------------------------------------------------------------------------- many processes
+def usable_cpus():
+    """How many processors this process may use: fewer than the machine has, under a limit."""
+    import joblib
+
+    return joblib.cpu_count()
+
+
+def _begin_worker(parent):
+    """Start a worker process: Ctrl-C is for its parent alone, and it ends with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch():
+        import psutil
+
+        # on Windows the number of the parent never changes, elsewhere its entry may outlive it
+        while os.getppid() == parent and psutil.pid_exists(parent):
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def side_by_side(function, jobs, n_processes=None, after_a_kill="close other programs"):
+    """Yield `function(*job)` for every job, in order, computed on several processes.
+
+    By default as many as processors may be used, and never more than there are jobs. UserError
+    when a process was killed, as happens when memory runs out; `after_a_kill` says what helps.
+    """
+    import joblib
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    n_processes = max(1, min(n_processes or usable_cpus(), len(jobs)))
+    start = {"initializer": _begin_worker, "initargs": (os.getpid(),)} if n_processes > 1 else {}
+    parallel = joblib.Parallel(n_processes, return_as="generator", **start)
+    try:
+        yield from parallel(joblib.delayed(function)(*job) for job in jobs)
+    except TerminatedWorkerError as error:
+        cause = "a worker process was killed, mostly for want of memory"
+        raise UserError(f"{cause}; {after_a_kill}.") from error

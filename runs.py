@@ -11,6 +11,7 @@ do next; `run_script` prints it on stderr and ends with exit status 2, without a
 import argparse
 import codecs
 import dataclasses
+import dis
 import functools
 import getpass
 import hashlib
@@ -176,8 +177,10 @@ def read_settings(kind, **parsers):
     values = {}
     for field in dataclasses.fields(kind):
         name = field.name.upper()
+        if name not in os.environ:
+            continue
+        text = os.environ[name]
         parse = parsers.get(field.name, type(field.default))
-        text = os.environ.get(name, str(field.default))
         try:
             values[field.name] = parse(text)
         except argparse.ArgumentTypeError as error:
@@ -192,7 +195,7 @@ def words(*allowed):
     """A type for `read_settings`: one or several of the `allowed` words, with commas between."""
 
     def parse(text):
-        chosen = text.split(",")
+        chosen = tuple(text.split(","))
         for word in chosen:
             if word not in allowed:
                 known = f"{', '.join(allowed)} or several of them with a comma between"
@@ -325,6 +328,20 @@ def new_result(question, run, command, config, data, device):
     }
 
 
+def resumed_result(result, n_epochs, device):
+    """The result of an earlier, interrupted part, to go on with; a line says from where.
+
+    `environment` stays that of the first part, `resumed` lists those of the later ones.
+    """
+    n_done = len(result["epochs"])
+    if n_done >= n_epochs:
+        print(f"{result['run']}: was trained before, all {n_done} epochs", flush=True)
+        return result
+    print(f"{result['run']}: goes on after epoch {n_done}", flush=True)
+    part = {"after_epoch": n_done, "environment": environment(device)}
+    return {**result, "resumed": [*result.get("resumed", []), part]}
+
+
 def _finite(value):
     """`value` with null in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
@@ -406,7 +423,7 @@ def load_checkpoint(path, identity=None):
     return state
 
 
-# ------------------------------------------------------------------------- has the code been edited?
+# ------------------------------------------------------------------------ has the code been edited?
 def code_hash(*definitions):
     """A hash of what these functions and classes do: 16 hexadecimal digits.
 
@@ -422,7 +439,9 @@ def code_hash(*definitions):
         if any(definition is other for other in seen):
             continue
         seen.append(definition)
-        texts.append(_constants_of_class(definition))
+        if inspect.isclass(definition):
+            texts.append(_constants_of_class(definition))
+            waiting += [b for b in definition.__bases__ if b.__module__ == definition.__module__]
         for function in _functions_of(definition):
             texts.append(f"{function.__qualname__} {_simple(function.__defaults__ or ())}")
             texts.append(_text_of_code(function.__code__))
@@ -441,8 +460,6 @@ def _simple(values):
 
 
 def _constants_of_class(definition):
-    if not inspect.isclass(definition):
-        return ""
     members = {k: v for k, v in vars(definition).items() if _simple([v]) and k[:2] != "__"}
     return f"{definition.__name__} {[base.__name__ for base in definition.__bases__]} {members}"
 
@@ -478,8 +495,9 @@ def _text_of_code(code):
 
 
 def _names_in(code):
-    """The global names and attributes that a code object and its inner functions use."""
-    names = set(code.co_names)
+    """The global names that a code object and its inner functions use."""
+    instructions = dis.get_instructions(code)
+    names = {step.argval for step in instructions if step.opname == "LOAD_GLOBAL"}
     for constant in code.co_consts:
         if inspect.iscode(constant):
             names |= _names_in(constant)

@@ -259,7 +259,10 @@ def read_text(path):
         text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text; save it in the encoding UTF-8.") from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    text = text.replace("\r\n", "\n")
+    if "\n" not in text:
+        text = text.replace("\r", "\n")  # line ends of the old Mac
+    return text
 
 
 def _match_rows_to_files(text, root):

@@ -1,16 +1,21 @@
-"""What the tests share: the scripts as modules, a tiny OCTMNIST file, and running a script as a person would."""
+"""What the tests share: scripts as modules, tiny datasets, running things as a person would."""
 
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import pytest
-
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"  # real data, where this checkout has it beside it
 sys.path.insert(0, str(ROOT))
+
+import utils  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import soundfile  # noqa: E402
 
 
 def load_script(name):
@@ -21,10 +26,35 @@ def load_script(name):
     return module
 
 
-def run_script(name, *arguments, cwd=ROOT, **options):
-    """Run a script of the project with this Python; returns the completed process, output as text."""
-    command = [sys.executable, str(ROOT / name), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, **options)
+def run_python(*words, cwd=ROOT, timeout=120, **options):
+    """Run this Python with these words; returns the completed process, its output as text.
+
+    Ctrl-C reaches it even where these tests run in the background, with SIGINT ignored.
+    """
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        preexec_fn=restore_interrupt if os.name == "posix" else None,
+        **options,
+    )
+
+
+def restore_interrupt():
+    """In a child: take SIGINT as usual. A shell starts background jobs with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def run_script(name, *arguments, **options):
+    """Run a script in the root, such as hw2-q2.py."""
+    return run_python(ROOT / name, *arguments, **options)
+
+
+def run_tool(name, *arguments, **options):
+    """Run a tool by `python -m tools.<name>`."""
+    return run_python("-m", f"tools.{name}", *arguments, **options)
 
 
 def assert_one_sentence(process):
@@ -34,15 +64,18 @@ def assert_one_sentence(process):
     assert "Traceback" not in process.stdout + process.stderr
 
 
+# ---------------------------------------------------------------------------------- tiny datasets
 def oct_arrays(n_train=60, n_val=20, n_test=20, seed=0):
     """MedMNIST's six arrays with easy classes: a bright band whose height is the class."""
-    rng, arrays = np.random.default_rng(seed), {}
+    rng = np.random.default_rng(seed)
+    arrays = {}
     for split, n in (("train", n_train), ("val", n_val), ("test", n_test)):
         labels = (np.arange(n) % 4).astype(np.uint8)[:, None]
         images = rng.integers(0, 60, (n, 28, 28), dtype=np.uint8)
         for image, label in zip(images, labels[:, 0]):
             image[7 * label : 7 * label + 6] += 150
-        arrays |= {f"{split}_images": images, f"{split}_labels": labels}
+        arrays[f"{split}_images"] = images
+        arrays[f"{split}_labels"] = labels
     return arrays
 
 
@@ -53,3 +86,18 @@ def oct_folder(tmp_path):
     folder.mkdir()
     np.savez_compressed(folder / "octmnist.npz", source="synthetic test images", **oct_arrays())
     return folder
+
+
+def write_corpus(folder, n_clips=12):
+    """A corpus in LJ Speech's format: tones that stand for short texts."""
+    root = folder / "LJSpeech-1.1"
+    (root / "wavs").mkdir(parents=True)
+    rows = []
+    for i in range(n_clips):
+        time = np.arange(6000 + 300 * (i % 5)) / utils.SAMPLE_RATE
+        tone = 0.5 * np.sin(2 * np.pi * (200 + 50 * i) * time)
+        soundfile.write(root / "wavs" / f"LJ001-{i:04}.wav", tone, utils.SAMPLE_RATE)
+        rows.append(f"LJ001-{i:04}|Text {i}|{'abcdefghijkl'[i % 12] * (2 + i % 3)}, yes")
+    (root / "metadata.csv").write_text("\n".join(rows) + "\n")
+    (root / "README").write_text("synthetic test tones\nmore\n")
+    return root

@@ -1,54 +1,43 @@
-"""Q3: data, tokens, scores, every layer of the model, training, and the notebook as a whole."""
+"""hw2-q3.ipynb: the layers of the model, decoding, scores, training, the notebook as a whole."""
 
 import contextlib
 import io
+import itertools
 import json
 import math
 import os
 import re
 import subprocess
-import sys
-import tarfile
-import tempfile
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
+from types import SimpleNamespace
+
+import runs
+import utils
+from conftest import SHARED, run_tool, write_corpus
+from runs import UserError
+from tools import install
+from tools.definitions import NOTEBOOK, load_definitions
+from utils import PAD, START, STOP, VOCABULARY
 
 import nbformat
-import numpy as np
 import pytest
-import soundfile
 import torch
-from conftest import ROOT, SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import utils
-from utils import PAD, START, STOP, VOCABULARY
-
-NOTEBOOK = ROOT / "hw2-q3.ipynb"
 BOTH = pytest.mark.parametrize("decoder_name", ["lstm", "transformer"])
 
 
-def define(**environment):
-    """The notebook's definitions (cells tagged `define`) as a namespace, with settings from `environment`."""
-    space, before = {}, dict(os.environ)
-    os.environ |= environment
-    try:
-        for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
-            if "define" in cell.metadata.get("tags", []):
-                exec(compile(cell.source, str(NOTEBOOK), "exec"), space)
-    finally:
-        os.environ.clear()
-        os.environ |= before
-    return space
+definitions = load_definitions(DATA="nowhere", OUT="nowhere", BF16="0", DEVICE="cpu")
+q3 = SimpleNamespace(**definitions)
 
 
-q3 = define(DATA="nowhere", OUT="nowhere", BF16="0", DEVICE="cpu")
-
-
-def new_model(decoder_name, **sizes):
-    sizes = {"d": 16, "n_heads": 2, "n_blocks": 2, "dropout": 0.0} | sizes
-    return q3["build_model"](decoder_name, n_positions=60, frames_per_token=2.0, **sizes)
+def new_model(decoder_name, **changed):
+    """A small model without dropout."""
+    small = {"d": 16, "n_heads": 2, "n_blocks": 2, "dropout": 0.0, **changed}
+    return q3.SpeechToText(q3.ModelSizes(decoder_name, 60, 2.0, **small))
 
 
 def random_batch(*n_frames, n_tokens=12, seed=0):
@@ -59,45 +48,65 @@ def random_batch(*n_frames, n_tokens=12, seed=0):
     return x, lengths, text
 
 
-# ------------------------------------------------------------------------------------------------------- attention
+# --------------------------------------------------------------------------------------- attention
 @pytest.mark.parametrize("kind", ["self", "padding", "causal", "cross"])
 def test_attention_equals_torchs(kind):
     torch.manual_seed(0)
-    mine, theirs = q3["MultiHeadAttention"](24, 3), nn.MultiheadAttention(24, 3, bias=False, batch_first=True)
+    mine = q3.MultiHeadAttention(24, 3).double()
+    theirs = nn.MultiheadAttention(24, 3, bias=False, batch_first=True).double()
     with torch.no_grad():
         theirs.in_proj_weight.copy_(torch.cat([mine.W_Q.weight, mine.W_K.weight, mine.W_V.weight]))
         theirs.out_proj.weight.copy_(mine.W_O.weight)
-    x, z = torch.randn(2, 9, 24), torch.randn(2, 5, 24)
+    x = torch.randn(2, 9, 24, dtype=torch.float64)
+    z = torch.randn(2, 5, 24, dtype=torch.float64)
     key = z if kind == "cross" else x
-    visible = q3["padding_mask"](torch.tensor([9, 4]), 9) if kind == "padding" else None
-    later = torch.ones(9, 9, dtype=torch.bool).triu(1) if kind == "causal" else None
-    padding = None if visible is None else ~visible[:, 0, 0]
+    mask, later, padding = None, None, None
+    if kind == "padding":
+        mask = q3.padding_mask(torch.tensor([9, 4]), 9)
+        padding = torch.arange(9) >= torch.tensor([[9], [4]])
+    if kind == "causal":
+        mask = q3.causal_mask(9, 9)
+        later = torch.ones(9, 9, dtype=torch.bool).triu(1)
     expected, _ = theirs(x, key, key, attn_mask=later, key_padding_mask=padding)
-    torch.testing.assert_close(mine(x, key, key, visible, is_causal=kind == "causal"), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(mine(x, key, key, mask), expected, atol=1e-12, rtol=0)
 
 
 def test_attention_equals_the_written_formula():
     torch.manual_seed(0)
-    attention, x, z = q3["MultiHeadAttention"](6, 2), torch.randn(1, 4, 6), torch.randn(1, 3, 6)
+    attention = q3.MultiHeadAttention(6, 2).eval()
+    x, z = torch.randn(1, 4, 6), torch.randn(1, 3, 6)
     heads = []
     for rows in (slice(0, 3), slice(3, 6)):  # head i uses rows of W^Q, W^K, W^V
-        Q, K, V = (s @ W.weight[rows].T for s, W in ((x, attention.W_Q), (z, attention.W_K), (z, attention.W_V)))
+        Q = x @ attention.W_Q.weight[rows].T
+        K = z @ attention.W_K.weight[rows].T
+        V = z @ attention.W_V.weight[rows].T
         scores = Q @ K.transpose(1, 2) / math.sqrt(3)
         heads.append(scores.exp() / scores.exp().sum(-1, keepdim=True) @ V)
     expected = torch.cat(heads, dim=-1) @ attention.W_O.weight.T
     torch.testing.assert_close(attention(x, z, z), expected, atol=1e-6, rtol=0)
-    assert torch.allclose(attention.weights(x, z).sum(-1), torch.ones(()))
+    assert attention.weights.shape == (1, 2, 4, 3)
+    assert torch.allclose(attention.weights.sum(-1), torch.ones(()))
+
+
+def test_causal_mask_of_the_last_queries():
+    whole = q3.causal_mask(5, 5)
+    assert torch.equal(whole, torch.ones(5, 5, dtype=torch.bool).tril())
+    assert torch.equal(q3.causal_mask(2, 5), whole[3:])
+    assert q3.causal_mask(1, 5).all()
 
 
 def test_sub_blocks_equal_their_formulas():
     torch.manual_seed(0)
-    block = q3["ResidualAttentionBlock"](8, 2, 0.0)
+    block = q3.ResidualAttentionBlock(8, 2, 0.0)
     layer, mha = block.attention_layer, block.attention_layer.attention
     x, z = torch.randn(2, 5, 8), torch.randn(2, 7, 8)
 
     def norm(x, parameters):
         centred = x - x.mean(-1, keepdim=True)
-        return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * parameters.weight + parameters.bias
+        return (
+            centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * parameters.weight
+            + parameters.bias
+        )
 
     def mlp_sub_block(x):
         return norm(x + block.mlp(norm(x, block.norm_in)), block.norm_out)
@@ -113,16 +122,17 @@ def test_sub_blocks_equal_their_formulas():
 
 
 def test_sinusoids_by_hand():
-    table = q3["sinusoids"](torch.tensor([0.0, 3.0]), 4)
+    table = q3.sinusoids(torch.tensor([0.0, 3.0]), 4)
     expected = [[0, 1, 0, 1], [math.sin(3), math.cos(3), math.sin(3 / 100), math.cos(3 / 100)]]
     torch.testing.assert_close(table, torch.tensor(expected))
 
 
-# ----------------------------------------------------------------------------------------------------------- model
+# ------------------------------------------------------------------------------------------- model
 def test_sizes_of_the_assignment():
-    model = q3["build_model"]("lstm", 200, 2.0)
-    blocks = model.encoder.blocks
-    assert (q3["D"], q3["N_HEADS"], len(blocks)) == (200, 2, 4)
+    sizes = q3.ModelSizes("lstm", 200, 2.0)
+    assert (sizes.d, sizes.n_heads, sizes.n_blocks) == (200, 2, 4)
+    model = q3.SpeechToText(sizes)
+    assert len(model.encoder.blocks) == 4 and model.encoder.conv1.out_channels == 200
     assert len(VOCABULARY) == len(set(VOCABULARY)) == model.decoder.to_logits.out_features == 35
     assert model.encoder.conv1.stride == (1,) and model.encoder.conv2.stride == (2,)
 
@@ -156,9 +166,23 @@ def test_step_by_step_equals_all_at_once(decoder_name):
     model = new_model(decoder_name).eval()
     x, lengths, text = random_batch(30, 44)
     z, mask = model.encoder(x, lengths)
-    cache = {}
-    steps = [model.decoder(text[:, t : t + 1], z, mask, cache) for t in range(11)]
-    torch.testing.assert_close(torch.cat(steps, dim=1), model(x, lengths, text), atol=1e-5, rtol=0)
+    expected = model(x, lengths, text)
+    for parts in ([1] * 11, [4, 1, 6], [11]):  # one letter at a time, several, all
+        state = q3.DecoderState()
+        logits = [model.decoder(part, z, mask, state) for part in text[:, :11].split(parts, dim=1)]
+        torch.testing.assert_close(torch.cat(logits, dim=1), expected, atol=1e-5, rtol=0)
+
+
+def test_positions_beyond_the_matrix_are_refused():
+    model = new_model("transformer").eval()
+    x, lengths, text = random_batch(30, n_tokens=62)
+    assert model(x, lengths, text[:, :61]).shape[1] == 60
+    with pytest.raises(ValueError, match="61 letters, but only 60 positions"):
+        model(x, lengths, text)
+    with torch.no_grad():
+        model.decoder.to_logits.bias[STOP] = -100.0
+    with pytest.raises(ValueError, match="only 60 positions"):
+        model.greedy_decode(x, lengths, 80)
 
 
 @BOTH
@@ -181,14 +205,17 @@ def test_decoding_stops_when_every_row_has_stopped(decoder_name):
 def fit(model, x, lengths, text, n_steps, rate=3e-3):
     optimizer = torch.optim.AdamW(model.parameters(), rate, betas=(0.9, 0.98))
     for _ in range(n_steps):
-        loss = q3["cross_entropy"](model(x, lengths, text), text)
+        loss = q3.cross_entropy(model(x, lengths, text), text)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if loss < 0.01:
             break
-    return [utils.decode(row) for row in model.eval().greedy_decode(x, lengths, text.shape[1] + 5).tolist()]
+    return [
+        utils.decode(row)
+        for row in model.eval().greedy_decode(x, lengths, text.shape[1] + 5).tolist()
+    ]
 
 
 @BOTH
@@ -200,10 +227,12 @@ def test_learns_eight_clips_by_heart(decoder_name):
     assert fit(new_model(decoder_name, d=48, n_blocks=1), x, lengths, text, 200) == texts
 
 
-@pytest.mark.skipif(not (SHARED / "LJSpeech-1.1").exists(), reason="no real LJ Speech clips beside this checkout")
+@pytest.mark.skipif(
+    not (SHARED / "LJSpeech-1.1").exists(), reason="no real LJ Speech clips beside this checkout"
+)
 def test_learns_sixteen_real_clips_by_heart():
     splits, info = utils.load_ljspeech(SHARED)
-    assert info["counts"] == {"train": 401, "val": 27, "test": 107} and "535 of 13,100" in info["source"]
+    assert sum(info["counts"].values()) == 535 and "535 of 13,100" in info["source"]
     shortest = sorted(splits["train"], key=lambda row: row[2].stat().st_size)[:16]
     x, lengths = utils.pad([utils.log_mel(utils.read_audio(path)) for _, _, path in shortest], 0.0)
     text, _ = utils.pad([torch.tensor(utils.encode(text)) for _, text, _ in shortest], PAD)
@@ -212,270 +241,59 @@ def test_learns_sixteen_real_clips_by_heart():
     assert written == [utils.decode(row) for row in text.tolist()]
 
 
-# ------------------------------------------------------------------------------------------------- tokens and scores
-@given(st.text())
-def test_tokens_round_trip(text):
-    tokens = utils.encode(text)
-    assert tokens[0] == START and tokens[-1] == STOP and START not in tokens[1:] and STOP not in tokens[:-1]
-    expected = "".join(letter if letter in VOCABULARY[4:] else "#" for letter in text.lower())
-    assert utils.decode(tokens) == expected
-    assert utils.decode([*tokens, PAD, PAD]) == expected
-    assert utils.encode(expected) == tokens
-
-
-def test_tokens_by_hand():
-    assert utils.encode("A z, é") == [0, 9, 4, 34, 5, 4, 3, 1]
-    assert utils.encode("abcdef", max_len=5) == [0, 9, 10, 11, 1]
-
-
 def test_scores_by_hand():
-    swap = q3["score"](["the cat"], ["teh cat"])
-    assert swap["damerau_levenshtein"] == pytest.approx(1 - 1 / 7)  # one swap of neighbours, length 7
+    swap = q3.score(["the cat"], ["teh cat"])
+    assert swap["damerau_levenshtein"] == pytest.approx(
+        1 - 1 / 7
+    )  # one swap of neighbours, length 7
     assert (swap["jaccard"], swap["cosine"]) == (1.0, 1.0) and swap["wer"] == 1 / 2
     assert swap["cer"] == pytest.approx(2 / 7)  # without swaps: two substitutions
-    assert q3["jaccard"]("aab", "abb") == 2 / 4 and q3["cosine"]("aab", "abb") == pytest.approx(2 / 3)
-    assert q3["jaccard"]("", "") == q3["cosine"]("", "") == 1 and q3["cosine"]("a", "") == q3["jaccard"]("a", "") == 0
-    perfect = q3["score"](["a b", "c"], ["a b", "c"])
+    assert q3.jaccard("aab", "abb") == 2 / 4 and q3.cosine("aab", "abb") == pytest.approx(2 / 3)
+    assert (
+        q3.jaccard("", "") == q3.cosine("", "") == 1
+        and q3.cosine("a", "") == q3.jaccard("a", "") == 0
+    )
+    perfect = q3.score(["a b", "c"], ["a b", "c"])
     assert perfect == {"damerau_levenshtein": 1, "jaccard": 1, "cosine": 1, "wer": 0, "cer": 0}
 
 
 @given(st.text("abc ", min_size=1).filter(str.strip), st.text("abc "))
 @settings(max_examples=50)
 def test_scores_stay_in_their_ranges(reference, hypothesis):
-    scores = q3["score"]([reference], [hypothesis])
-    assert all(-1e-9 <= scores[key] <= 1 + 1e-9 for key in ("damerau_levenshtein", "jaccard", "cosine"))
+    scores = q3.score([reference], [hypothesis])
+    assert all(
+        -1e-9 <= scores[key] <= 1 + 1e-9 for key in ("damerau_levenshtein", "jaccard", "cosine")
+    )
     assert (
         scores["damerau_levenshtein"]
         <= 1 - abs(len(reference) - len(hypothesis)) / max(len(reference), len(hypothesis)) + 1e-9
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ audio
-def slaney_filters():
-    """80 triangular filters on Slaney's mel scale with unit area, written from its definition: (80, 513)."""
-
-    def to_hz(mel):
-        return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))
-
-    top = 15 + 27 * np.log(utils.SAMPLE_RATE / 2 / 1000) / np.log(6.4)
-    edges, bins = to_hz(np.linspace(0, top, 82)), np.linspace(0, utils.SAMPLE_RATE / 2, 513)
-    up = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
-    down = (edges[2:, None] - bins) / np.diff(edges)[1:, None]
-    return np.maximum(0, np.minimum(up, down)) * 2 / (edges[2:] - edges[:-2])[:, None]
+# ---------------------------------------------------------------------------------------- training
+SMALL = {"d": 16, "n_blocks": 1, "n_positions": 40, "frames_per_token": 2.0}
 
 
-def test_log_mel_equals_its_definition_in_numpy():
-    rng = np.random.default_rng(0)
-    samples = rng.normal(size=5000).astype(np.float32) * np.linspace(0, 1, 5000, dtype=np.float32)
-    padded = np.pad(samples, 512, mode="reflect")
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(1024) / 1024)
-    frames = np.stack([padded[i : i + 1024] * window for i in range(0, 5001, 256)])
-    power = np.abs(np.fft.rfft(frames)) ** 2 @ slaney_filters().T
-    decades = np.log10(np.maximum(power, 1e-10))
-    expected = (np.maximum(decades, decades.max() - 8) + 4) / 4
-    features = utils.log_mel(torch.from_numpy(samples))
-    assert features.shape == (1 + 5000 // 256, 80)
-    np.testing.assert_allclose(features.numpy(), expected, atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    "rate, channels, subtype", [(22_050, 1, "PCM_16"), (48_000, 2, "PCM_16"), (22_050, 1, "PCM_U8")]
-)
-def test_other_sample_rates_channels_and_widths(tmp_path, rate, channels, subtype):
-    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
-    soundfile.write(tmp_path / "tone.wav", np.stack([tone] * channels, axis=1), rate, subtype=subtype)
-    samples = utils.read_audio(tmp_path / "tone.wav")
-    assert abs(len(samples) - 22_050) <= 1 and samples.ndim == 1
-    assert np.abs(np.fft.rfft(samples.numpy())).argmax() == 440
-
-
-@pytest.mark.parametrize("content", [b"", b"not a sound", "empty", "short"])
-def test_unreadable_sound_is_one_sentence(tmp_path, content):
-    path = tmp_path / "clip.wav"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        soundfile.write(path, np.zeros({"empty": 0, "short": 500}[content]), 22_050)
-    with pytest.raises(utils.UserError, match=r"clip\.wav"):
-        utils.read_audio(path)
-
-
-# ------------------------------------------------------------------------------------------------------------ corpus
-def write_corpus(folder, n_clips=12):
-    """A corpus in LJ Speech's format: tones that stand for short texts."""
-    root = folder / "LJSpeech-1.1"
-    (root / "wavs").mkdir(parents=True)
-    rows = []
-    for i in range(n_clips):
-        tone = np.sin(2 * np.pi * (200 + 50 * i) * np.arange(6000 + 300 * (i % 5)) / utils.SAMPLE_RATE)
-        soundfile.write(root / "wavs" / f"LJ001-{i:04}.wav", 0.5 * tone, utils.SAMPLE_RATE)
-        rows.append(f"LJ001-{i:04}|Text {i}|{'abcdefghijkl'[i % 12] * (2 + i % 3)}, yes")
-    (root / "metadata.csv").write_text("\n".join(rows) + "\n")
-    (root / "README").write_text("synthetic test tones\nmore\n")
-    return root
-
-
-def test_corpus_is_split_in_order_and_labelled(tmp_path):
-    root = write_corpus(tmp_path, 40)
-    splits, info = utils.load_ljspeech(tmp_path)
-    assert info["counts"] == {"train": 30, "val": 2, "test": 8} and info["source"] == "synthetic test tones"
-    ids = [row[0] for split in ("train", "val", "test") for row in splits[split]]
-    assert ids == [f"LJ001-{i:04}" for i in range(40)]
-    windows = "﻿" + (root / "metadata.csv").read_text().replace("\n", "\r\n")
-    (root / "metadata.csv").write_bytes(windows.encode())
-    assert utils.load_ljspeech(tmp_path)[0] == splits  # a byte-order mark and CRLF change nothing
-
-
-@pytest.mark.parametrize("n_clips", [4, 5, 6, 7, 20])
-def test_small_corpora_have_no_empty_split(tmp_path, n_clips):
-    write_corpus(tmp_path, n_clips)
-    _, info = utils.load_ljspeech(tmp_path)
-    assert min(info["counts"].values()) >= 1 and sum(info["counts"].values()) == n_clips
-
-
-def test_official_split_of_the_full_corpus():
-    n = 13_100
-    assert (round(0.75 * n), round(0.05 * n), n - round(0.75 * n) - round(0.05 * n)) == (9_825, 655, 2_620)
-
-
-BAD_ROWS = {
-    "2 columns": "LJ001-0003|only",
-    "no clip in wavs/": "LJ009-0001|x|x",
-    "no text": "LJ001-0003|x|",
-    "an id seen before": "LJ001-0000|x|x",
-}
-
-
-@pytest.mark.parametrize("problem", BAD_ROWS)
-def test_bad_metadata_names_the_row(tmp_path, problem):
-    root = write_corpus(tmp_path)
-    rows = (root / "metadata.csv").read_text().splitlines()
-    rows[3] = BAD_ROWS[problem]
-    (root / "metadata.csv").write_text("\n".join(rows))
-    with pytest.raises(utils.UserError, match="row 4") as error:
-        utils.load_ljspeech(tmp_path)
-    assert problem in str(error.value)
-
-
-def test_missing_or_undecodable_corpus(tmp_path):
-    with pytest.raises(utils.UserError, match="does not exist"):
-        utils.load_ljspeech(tmp_path)
-    root = write_corpus(tmp_path)
-    (root / "metadata.csv").write_bytes(b"LJ001-0000|x|caf\xe9\n")
-    with pytest.raises(utils.UserError, match="UTF-8"):
-        utils.load_ljspeech(tmp_path)
-
-
-def silent_corpus(folder, n_clips, metadata):
-    """Clips 0, 1, … that are empty files, and this metadata.csv (bytes)."""
-    root = Path(folder) / "LJSpeech-1.1"
-    (root / "wavs").mkdir(parents=True)
-    for i in range(n_clips):
-        (root / "wavs" / f"{i}.wav").touch()
-    (root / "metadata.csv").write_bytes(metadata)
-
-
-LETTERS = st.characters(exclude_characters="|\n", exclude_categories=["Cs"])
-
-
-@given(st.lists(st.text(LETTERS).filter(str.strip), min_size=4, max_size=9))
-@settings(max_examples=50, deadline=None)
-def test_any_transcript_is_read_as_it_stands(texts):  # quotes, other scripts, control characters
-    with tempfile.TemporaryDirectory() as folder:
-        silent_corpus(folder, len(texts), "\n".join(f"{i}|raw|{text}" for i, text in enumerate(texts)).encode())
-        splits, info = utils.load_ljspeech(folder)
-    assert [row[1] for rows in splits.values() for row in rows] == [text.strip() for text in texts]
-    assert "LJ Speech" not in info["source"]
-
-
-@given(st.binary() | st.text("0123|x\r\n\"'\ufeff").map(str.encode))
-@settings(max_examples=200, deadline=None)
-def test_any_metadata_is_read_or_refused_in_one_sentence(content):
-    with tempfile.TemporaryDirectory() as folder:
-        silent_corpus(folder, 4, content)
-        try:
-            utils.load_ljspeech(folder)
-        except utils.UserError as error:
-            assert "\n" not in str(error) and str(error).endswith((".", "by hand"))
-
-
-def test_download_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
-    """torchaudio unpacks in place and takes any folder of that name for whole; ours appears once it is whole."""
-    calls = []
-
-    def fetch(root, download):
-        calls.append(sorted(path.name for path in Path(root).iterdir()))
-        (Path(root) / "archive").touch()
-        write_corpus(Path(root), 4)
-        if len(calls) == 1:
-            raise RuntimeError("connection\nlost")
-
-    monkeypatch.setattr("torchaudio.datasets.LJSPEECH", fetch)
-    with pytest.raises(utils.UserError, match=r"connection lost.*by hand"):
-        utils.download_ljspeech(tmp_path / "data")
-    assert not (tmp_path / "data" / "LJSpeech-1.1").exists()
-    utils.download_ljspeech(tmp_path / "data")
-    assert calls == [[], ["archive"]] and os.listdir(tmp_path / "data") == ["LJSpeech-1.1"]
-    assert utils.load_ljspeech(tmp_path / "data")[1]["counts"]["train"] == 2
-
-
-@pytest.mark.parametrize("name", ["../escaped", "{absolute}/escaped", None])
-def test_an_archive_cannot_write_outside_its_folder(tmp_path, name):
-    (tmp_path / "LJSpeech-download").mkdir()
-    archive = tmp_path / "LJSpeech-download" / "LJSpeech-1.1.tar.bz2"
-    if name is None:
-        archive.write_bytes(b"BZh9 cut short")
-    else:
-        with tarfile.open(archive, "w:bz2") as tar:
-            tar.addfile(tarfile.TarInfo(name.format(absolute=tmp_path)))
-    with pytest.raises(utils.UserError, match="LJSpeech-download, or place"):
-        utils.download_ljspeech(tmp_path)
-    assert os.listdir(tmp_path) == ["LJSpeech-download"]
-
-
-def test_features_are_cached_and_a_damaged_cache_is_made_again(tmp_path):
-    write_corpus(tmp_path)
-    splits, _ = utils.load_ljspeech(tmp_path)
-    first = utils.load_features(splits, tmp_path / "out")
-    (cache,) = (tmp_path / "out" / "features").iterdir()
-    before = cache.stat().st_mtime_ns
-    again = utils.load_features(splits, tmp_path / "out")
-    assert cache.stat().st_mtime_ns == before
-    cache.write_bytes(cache.read_bytes()[:1000])
-    repaired = utils.load_features(splits, tmp_path / "out")
-    for split in first:
-        assert len(first[split]) == len(splits[split])
-        for a, b, c in zip(first[split], again[split], repaired[split]):
-            assert torch.equal(a, b) and torch.equal(a, c) and a.dtype == torch.float16
-
-
-def test_batches_hold_every_clip_once_and_similar_lengths():
-    torch.manual_seed(0)
-    lengths = torch.randint(50, 900, (203,)).tolist()
-    batches = utils.batches_by_length(lengths, 16)
-    assert sorted(torch.cat(batches).tolist()) == list(range(203))
-    spread = [max(lengths[i] for i in batch) / min(lengths[i] for i in batch) for batch in batches]
-    assert sorted(spread)[len(spread) // 2] < 1.4
-    assert [b.tolist() for b in utils.batches_by_length(lengths, 16)] != [b.tolist() for b in batches]
-    ordered = torch.cat(utils.batches_by_length(lengths, 16, shuffle=False))
-    assert [lengths[i] for i in ordered] == sorted(lengths)
-
-
-# --------------------------------------------------------------------------------------------------------- training
 def training_space(folder, **environment):
-    """The notebook's definitions with a tiny corpus loaded, ready for `train`."""
-    space = define(DATA=str(folder), OUT=str(folder / "out"), BATCH_SIZE="4", EPOCHS="3", DEVICE="cpu", **environment)
-    splits, info = utils.load_ljspeech(folder)
-    features = utils.load_features(splits, folder / "out")
-    tokens = {split: [torch.tensor(utils.encode(text)) for _, text, _ in rows] for split, rows in splits.items()}
-    sizes = {"d": 16, "n_blocks": 1, "n_positions": 40, "frames_per_token": 2.0}
-    space |= {"splits": splits, "info": info, "features": features, "tokens": tokens, "max_tokens": 10}
-    space["new_model"] = lambda name: space["build_model"](name, **sizes)
+    """The notebook's definitions with a tiny corpus loaded and small models, ready for `train`."""
+    small = {"BATCH_SIZE": "4", "EPOCHS": "3", "DEVICE": "cpu"}
+    space = load_definitions(DATA=str(folder), OUT=str(folder / "out"), **{**small, **environment})
+    full_sizes = space["sizes_for"]
+    space["sizes_for"] = lambda *arguments: replace(full_sizes(*arguments), **SMALL)
+    space["longest_output"] = lambda corpus: 10
+    space["corpus"] = space["load_corpus"](space["settings"])
     return space
 
 
+def run_training(space, decoder_name):
+    return space["train"](decoder_name, space["corpus"], space["settings"])
+
+
 def without_times(result):
-    return [{key: value for key, value in row.items() if "seconds" not in key} for row in result["epochs"]]
+    return [
+        {key: value for key, value in row.items() if "seconds" not in key}
+        for row in result["epochs"]
+    ]
 
 
 @BOTH
@@ -483,7 +301,7 @@ def test_resumed_training_equals_uninterrupted(tmp_path, decoder_name):
     for name in ("whole", "cut"):
         write_corpus(tmp_path / name)
     whole = training_space(tmp_path / "whole")
-    model, result = whole["train"](decoder_name)
+    model, result = run_training(whole, decoder_name)
 
     def interrupt(name, row):
         if row["epoch"] == 2:
@@ -493,11 +311,13 @@ def test_resumed_training_equals_uninterrupted(tmp_path, decoder_name):
     printed = cut["print_epoch"]
     cut["print_epoch"] = interrupt
     with contextlib.suppress(KeyboardInterrupt):
-        cut["train"](decoder_name)
-    saved = json.loads((tmp_path / "cut" / "out" / "results" / f"q3-{decoder_name}.json").read_text())
+        run_training(cut, decoder_name)
+    saved = json.loads(
+        (tmp_path / "cut" / "out" / "results" / f"q3-{decoder_name}.json").read_text()
+    )
     assert saved["status"] == "interrupted" and len(saved["epochs"]) == 2
     cut["print_epoch"] = printed
-    resumed_model, resumed = cut["train"](decoder_name)
+    resumed_model, resumed = run_training(cut, decoder_name)
     assert without_times(resumed) == without_times(result) and len(result["epochs"]) == 3
     for a, b in zip(model.parameters(), resumed_model.parameters()):
         assert torch.equal(a, b)
@@ -507,75 +327,167 @@ def test_reported_loss_leaves_out_padding_and_smoothing():
     logits, text = torch.randn(2, 3, 35), torch.tensor([[0, 9, 10, 1], [0, 11, 1, PAD]])
     log_p = logits.log_softmax(-1)
     picked = [log_p[0, 0, 9], log_p[0, 1, 10], log_p[0, 2, 1], log_p[1, 0, 11], log_p[1, 1, 1]]
-    assert q3["cross_entropy"](logits, text).item() == pytest.approx(-sum(picked).item() / 5, abs=1e-5)
-    assert q3["cross_entropy"](logits, text, 0.1) != q3["cross_entropy"](logits, text)
+    assert q3.cross_entropy(logits, text).item() == pytest.approx(-sum(picked).item() / 5, abs=1e-5)
+    assert q3.cross_entropy(logits, text, 0.1) != q3.cross_entropy(logits, text)
 
 
 def test_schedule_rises_then_falls_to_zero():
-    rates = [q3["rate_at"](step, 100) for step in range(100)]
+    rates = [q3.rate_at(step, 100, warmup=0.2) for step in range(100)]
     peak = rates.index(max(rates))
-    assert max(rates) == 1 and peak == round(q3["WARMUP"] * 100) - 1
-    assert rates[: peak + 1] == sorted(rates[: peak + 1]) and rates[peak + 1 :] == sorted(
-        rates[peak + 1 :], reverse=True
-    )
+    assert max(rates) == 1 and peak == 20 - 1
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak + 1 :] == sorted(rates[peak + 1 :], reverse=True)
     assert 0 <= rates[-1] < 0.01
-    assert all(0 <= q3["rate_at"](step, n) <= 1 for n in (1, 2, 3) for step in range(n))
+    for n in (1, 2, 3):
+        assert all(0 <= q3.rate_at(step, n, 0.2) <= 1 for step in range(n))
+
+
+def test_the_optimiser_follows_the_schedule():
+    chosen = replace(q3.settings, learning_rate=0.5, warmup=0.25)
+    optimizer, schedule = q3.new_optimizer(nn.Linear(2, 2), chosen, n_steps=20)
+    for step in range(20):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * q3.rate_at(step, 20, 0.25))
+        optimizer.step()
+        schedule.step()
 
 
 def test_spec_augment_hides_bands_and_frames_of_each_clip():
     torch.manual_seed(0)
-    masked = q3["spec_augment"](torch.ones(6, 1, 80, 300))[:, 0] == 0  # (B, 80, T)
-    bands, frames = masked.all(dim=2).sum(1), masked.all(dim=1).sum(1)
-    assert bands.max() <= q3["FREQ_MASK"] and frames.max() <= q3["TIME_MASK"] and masked.any()
+    features = torch.ones(6, 300, 80)
+    masked = q3.spec_augment(features, q3.settings) == 0  # (B, T, 80)
+    bands, frames = masked.all(dim=1).sum(1), masked.all(dim=2).sum(1)
+    assert bands.max() <= q3.settings.freq_mask and frames.max() <= q3.settings.time_mask
+    assert masked.any() and features.all()
     assert len({tuple(clip.flatten().nonzero().flatten().tolist()) for clip in masked}) > 1
+
+
+def test_ctc_loss_is_the_sum_over_alignments():
+    """Two clips of 4 and 3 frames, texts of 2 and 1 letters: every path, merged by hand."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 4, 35, dtype=torch.float64)
+    text = torch.tensor([[START, 9, 9, STOP], [START, 7, STOP, PAD]])  # "aa" needs a blank
+    expected = []
+    for clip, n_frames, letters in ((0, 4, [9, 9]), (1, 3, [7])):
+        p = logits[clip].softmax(-1)
+        total = 0.0
+        for path in itertools.product([PAD, *set(letters)], repeat=n_frames):
+            merged = [token for token, _ in itertools.groupby(path)]
+            if [token for token in merged if token != PAD] == letters:
+                total += math.prod(p[frame, token].item() for frame, token in enumerate(path))
+        expected.append(-math.log(total) / len(letters))
+    loss = q3.ctc_loss(logits, torch.tensor([4, 3]), text).item()
+    assert loss == pytest.approx(sum(expected) / 2, rel=1e-5)
+
+
+def test_without_its_weight_the_ctc_loss_changes_nothing():
+    """CTC_WEIGHT=0 is the handed-out training: the extra layer gets no gradient."""
+    for weight in (0.0, 0.3):
+        model = new_model("lstm")
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        batch = random_batch(40, 44)
+        before = model.ctc.weight.clone()
+        q3.train_batch(model, optimizer, batch, replace(q3.settings, ctc_weight=weight))
+        assert torch.equal(before, model.ctc.weight) == (weight == 0)
 
 
 def test_fine_tuning_starts_from_the_given_checkpoint(tmp_path):
     write_corpus(tmp_path)
-    trained, _ = training_space(tmp_path)["train"]("transformer")
-    space = training_space(tmp_path, INIT_FROM=str(tmp_path / "out" / "checkpoints"), TAG="-tuned")
-    fresh = space["new_model"]("transformer")
-    space["load_weights"](fresh, "transformer")
-    for a, b in zip(trained.parameters(), fresh.parameters()):
-        assert torch.equal(a, b)
-    with pytest.raises(utils.UserError, match="no q3-lstm"):
-        space["load_weights"](space["new_model"]("lstm"), "lstm")
+    trained, _ = run_training(training_space(tmp_path), "transformer")
+    folder = tmp_path / "out" / "checkpoints"
+    space = training_space(tmp_path, INIT_FROM=str(folder), TAG="-tuned")
+    sizes = space["sizes_for"](space["corpus"], "transformer", 0.1)
+    longer = space["SpeechToText"](replace(sizes, n_positions=50))
+    own = longer.decoder.positions[40:].clone()
+    space["load_weights"](longer, folder, "transformer")
+    for (name, a), b in zip(trained.named_parameters(), longer.parameters()):
+        assert torch.equal(a, b[: len(a)]), name
+    assert torch.equal(longer.decoder.positions[40:], own)  # what the checkpoint lacks
+    with pytest.raises(UserError, match="no q3-lstm"):
+        space["load_weights"](longer, folder, "lstm")
 
 
 def test_checkpoint_of_other_settings_is_refused(tmp_path):
     write_corpus(tmp_path)
-    training_space(tmp_path)["train"]("lstm")
-    with pytest.raises(utils.UserError, match="other config"):
-        training_space(tmp_path, LEARNING_RATE="0.5")["train"]("lstm")
+    run_training(training_space(tmp_path), "lstm")
+    with pytest.raises(UserError, match="other config"):
+        run_training(training_space(tmp_path, LEARNING_RATE="0.5"), "lstm")
 
 
-def test_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
-    path = tmp_path / "checkpoints" / "run.pt"
-    utils.save_checkpoint(path, {"config": 1}, {"epoch": 1})
-
-    def full(self, data):
-        with open(self, "wb") as file:
-            file.write(data[:10])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
-    with pytest.raises(utils.UserError, match="No space left"):
-        utils.save_checkpoint(path, {"config": 1}, {"epoch": 2})
-    assert utils.load_checkpoint(path, {"config": 1}) == {"epoch": 1}
-    assert list(path.parent.iterdir()) == [path]
+def test_the_folder_may_be_written_in_another_way(tmp_path, capsys, monkeypatch):
+    write_corpus(tmp_path)
+    run_training(training_space(tmp_path), "lstm")
+    monkeypatch.chdir(tmp_path.parent)
+    _, result = run_training(training_space(Path(tmp_path.name)), "lstm")
+    assert len(result["epochs"]) == 3
+    assert "q3-lstm: was trained before, all 3 epochs" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name, value", [("EPOCHS", "many"), ("LEARNING_RATE", "-1"), ("DROPOUT", "nan")])
+def test_an_edited_model_is_trained_again(tmp_path, capsys):
+    """What a student does: change a line of a decoder, run its cell, run on."""
+    write_corpus(tmp_path)
+    _, before = run_training(training_space(tmp_path), "transformer")
+    space = training_space(tmp_path)
+    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+        if "class TextDecoderTransformer" in cell.source:
+            line = "self.positions = nn.Parameter(sinusoids(on_the_clock, d))"
+            assert line in cell.source
+            edited = cell.source.replace(
+                line, "self.positions = nn.Parameter(0 * sinusoids(on_the_clock, d))"
+            )
+            exec(edited, space)
+    capsys.readouterr()
+    _, after = run_training(space, "transformer")
+    assert "its code was edited, so it starts anew" in capsys.readouterr().out
+    assert len(after["epochs"]) == 3
+    assert [row["train_loss"] for row in after["epochs"]] != [
+        row["train_loss"] for row in before["epochs"]
+    ]
+    kept = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())
+    assert len(kept) == 2 and kept[0].startswith("q3-transformer-code-")
+
+
+def test_a_resumed_run_keeps_the_environment_of_each_part(tmp_path, monkeypatch):
+    write_corpus(tmp_path)
+    space = training_space(tmp_path)
+
+    def interrupt(name, row):
+        raise KeyboardInterrupt
+
+    printed, space["print_epoch"] = space["print_epoch"], interrupt
+    with contextlib.suppress(KeyboardInterrupt):
+        run_training(space, "lstm")
+    space["print_epoch"] = printed
+    monkeypatch.setattr(runs, "environment", lambda device: {"device": "another machine"})
+    _, result = run_training(space, "lstm")
+    assert result["environment"]["device"] == "cpu"
+    later = {"after_epoch": 1, "environment": {"device": "another machine"}}
+    assert result["resumed"] == [later]
+
+
+def test_what_was_used_is_recorded_not_what_was_asked():
+    asked = replace(q3.settings, bf16=1)
+    with pytest.MonkeyPatch.context() as patch:
+        for has_it in (True, False):
+            patch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_it=has_it: has_it)
+            config = q3.config_of(asked, q3.ModelSizes("lstm", 60, 2.0))
+            assert config["bf16"] == int(has_it)
+    with pytest.raises(FrozenInstanceError):
+        q3.settings.batch_size = 40  # a setting cannot change between two training cells
+
+
+@pytest.mark.parametrize(
+    "name, value", [("EPOCHS", "many"), ("LEARNING_RATE", "-1"), ("DROPOUT", "nan")]
+)
 def test_bad_settings_are_one_sentence(name, value):
-    with pytest.raises(utils.UserError, match=name):
-        define(**{name: value})
+    with pytest.raises(UserError, match=name):
+        load_definitions(**{name: value})
 
 
-# ----------------------------------------------------------------------------------------------- the whole notebook
+# ------------------------------------------------------------------------------ the whole notebook
 def run_notebook(**environment):
-    command = [sys.executable, str(ROOT / "run_notebook.py")]
-    clean = {key: value for key, value in os.environ.items() if key not in ("DATA", "OUT", "EPOCHS")}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=clean | environment)
+    names = ("DATA", "OUT", "EPOCHS")
+    clean = {key: value for key, value in os.environ.items() if key not in names}
+    return run_tool("run_notebook", env={**clean, **environment}, timeout=600)
 
 
 def test_notebook_runs_from_top_to_bottom_on_a_tiny_corpus(tmp_path):
@@ -588,30 +500,38 @@ def test_notebook_runs_from_top_to_bottom_on_a_tiny_corpus(tmp_path):
     for name in ("lstm", "transformer"):
         result = json.loads((out / "results" / f"q3-{name}.json").read_text())
         assert result["status"] == "finished" and result["data"]["source"] == "synthetic test tones"
-        assert {"loss", "damerau_levenshtein", "jaccard", "cosine", "wer", "cer"} <= set(result["test"])
-        assert len(result["epochs"]) == 2 and {"train_loss", "val_loss", "wer"} <= set(result["epochs"][0])
+        assert {"loss", "damerau_levenshtein", "jaccard", "cosine", "wer", "cer"} <= set(
+            result["test"]
+        )
+        assert len(result["epochs"]) == 2 and {"train_loss", "val_loss", "wer"} <= set(
+            result["epochs"][0]
+        )
     names = {path.stem for path in (out / "figures").iterdir()}
-    figures = "clip masks loss-lstm loss-transformer loss-comparison scores attention by-length"
+    figures = (
+        "model clip masks loss-lstm loss-transformer loss-comparison scores attention by-length"
+    )
     assert names == {f"q3-{name}" for name in figures.split()}
 
 
-def test_first_cell_installs_exactly_what_is_missing(tmp_path, monkeypatch, capsys):
-    first = next(cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code")
+def test_installs_exactly_what_is_missing(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "requirements.txt"
+    path.write_text("# pinned\nnumpy==0.0\nno-such-package==1.2\n")
+    installed = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: installed.append(command))
+    install.install_missing_packages(path)
+    assert [command[-1] for command in installed] == ["no-such-package==1.2"]
+    assert installed[0][2:4] == ["pip", "install"]
+    path.write_text("numpy==0.0\n")
+    install.install_missing_packages(path)
+    assert len(installed) == 1 and capsys.readouterr().out == "installing no-such-package==1.2\n"
+
+
+def test_first_cell_wants_the_repository(tmp_path, monkeypatch):
+    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    first = next(cell for cell in cells if cell.cell_type == "code")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="clone the repository"):
         exec(first.source, {})
-    Path("utils.py").touch()
-    Path("requirements.txt").write_text("# pinned\nnumpy==0.0\nno-such-package==1.2\n")
-    installed = []
-    monkeypatch.setattr(subprocess, "run", lambda command, check: installed.append(command))
-    exec(first.source, {})
-    assert [command[-1] for command in installed] == ["no-such-package==1.2"] and installed[0][2:4] == [
-        "pip",
-        "install",
-    ]
-    Path("requirements.txt").write_text("numpy==0.0\n")
-    exec(first.source, {})
-    assert len(installed) == 1 and capsys.readouterr().out == "installing no-such-package==1.2\n"
 
 
 @pytest.mark.parametrize("wrong", [{"DATA": "nowhere"}, {"DECODERS": "gru"}, {"EPOCHS": "several"}])

@@ -80,6 +80,7 @@ def _end_in_one_sentence(kind, error, traceback):
 def prepare_process():
     """Make the surroundings harmless: nameless users, old terminals, readers that go away."""
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")  # joblib's, after Ctrl-C
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what a Mac's GPU lacks: on the CPU
     try:
         getpass.getuser()
     except (KeyError, OSError, ImportError):  # an account without an entry, as in a container

@@ -83,6 +83,28 @@ def plot_logarithmic(curves, xlabel, ylabel, name, out, source, title=""):
     return save_figure(figure, out, name, source)
 
 
+def draw_chain(axis, title, start, blocks, end, side=None):
+    """Draw blocks one above the other, with arrows from `start` at the bottom to `end` at the top.
+
+    side: {block: what enters it from the right}.
+    """
+    axis.set(xlim=(0, 1), ylim=(-1.1, len(blocks) + 0.4))
+    axis.set_title(title, fontsize=9)
+    axis.axis("off")
+    text = {"ha": "center", "va": "center", "fontsize": 8}
+    box = {"boxstyle": "round,pad=0.4", "facecolor": "#eef3fa", "edgecolor": "#33527a"}
+    arrow = {"arrowstyle": "->", "linewidth": 0.8}
+    axis.text(0.42, -1, start, **text)
+    axis.text(0.42, len(blocks), end, **text)
+    for height in range(len(blocks) + 1):
+        axis.annotate("", (0.42, height - 0.2), (0.42, height - 0.8), arrowprops=arrow)
+    for height, block in enumerate(blocks):
+        axis.text(0.42, height, block, bbox=box, **text)
+        if side and block in side:
+            axis.annotate("", (0.7, height), (0.9, height), arrowprops=arrow)
+            axis.text(0.93, height, side[block], **text)
+
+
 # ---------------------------------------------------------------------------------------- OCTMNIST
 OCT_CLASSES = ("CNV", "DME", "drusen", "normal")
 OCTMNIST_MD5 = "c68d92d5b585d8d81f7112f81e2d0842"  # medmnist.INFO["octmnist"]["MD5"]
@@ -297,26 +319,41 @@ def _match_rows_to_files(text, root):
     return clips
 
 
-def split_clips(clips):
-    """Divide clips, in order, into the first 75 %, the next 5 % and the last 20 %.
+FIRST_TEST_CLIP = "LJ040-0047"  # of LJ Speech's official split; ids sort in its order
+N_LJSPEECH = 13_100
 
-    For all 13,100 clips this is the official split: 9,825, 655 and 2,620. Returns (splits, how).
+
+def split_clips(clips):
+    """Divide clips, in order, into training, validation and test: (splits, how, in words).
+
+    LJ Speech as a whole: the official 9,825, 655 and 2,620. A part of it: what is officially test
+    stays test, and of the clips before, the last twentieth is for validation. Another corpus: the
+    first 75 %, the next 5 % and the last 20 %.
     """
     n = len(clips)
     if n < 4:
         raise UserError(f"the corpus has {n} clips; training, validation and test need at least 4.")
-    n_val = max(1, round(0.05 * n))
-    n_train = min(round(0.75 * n), n - n_val - 1)
+    n_before_test = sum(name < FIRST_TEST_CLIP for name, _, _ in clips)
+    if _is_ljspeech(clips) and n < N_LJSPEECH and 2 <= n_before_test < n:
+        n_val = max(1, round(n_before_test / 20))
+        n_train = n_before_test - n_val
+        how = "official test part; of the clips before it, the last twentieth is validation"
+    else:
+        n_val = max(1, round(0.05 * n))
+        n_train = min(round(0.75 * n), n - n_val - 1)
+        how = "first 75 %, next 5 %, last 20 % of the clips, in order"
+        if _is_ljspeech(clips) and n == N_LJSPEECH:
+            how = "official"
     splits = {
         "train": clips[:n_train],
         "val": clips[n_train : n_train + n_val],
         "test": clips[n_train + n_val :],
     }
-    is_whole = n == 13_100
-    return (
-        splits,
-        "official" if is_whole else "first 75 %, next 5 %, last 20 % of the clips, in order",
-    )
+    return splits, how
+
+
+def _is_ljspeech(clips):
+    return all(name.startswith("LJ0") for name, _, _ in clips)
 
 
 def _label_of_corpus(root, clips):
@@ -326,8 +363,8 @@ def _label_of_corpus(root, clips):
         first_line = readme.read_text(encoding="utf-8", errors="replace").split("\n")[0]
         if first_line.startswith("synthetic"):
             return first_line
-    if all(name.startswith("LJ0") for name, _, _ in clips):
-        return f"LJ Speech 1.1, {len(clips):,} of 13,100 clips"
+    if _is_ljspeech(clips):
+        return f"LJ Speech 1.1, {len(clips):,} of {N_LJSPEECH:,} clips"
     return f"a corpus of {len(clips):,} clips"
 
 

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import utils
-from conftest import write_corpus
+from conftest import SHARED, write_corpus
 from runs import UserError
 from utils import PAD, START, STOP, VOCABULARY
 
@@ -117,13 +117,34 @@ def test_small_corpora_have_no_empty_split(tmp_path, n_clips):
     assert min(info["counts"].values()) >= 1 and sum(info["counts"].values()) == n_clips
 
 
+def clips_named(names):
+    return [(name, "text", None) for name in names]
+
+
 def test_official_split_of_the_full_corpus():
-    n = 13_100
-    assert (round(0.75 * n), round(0.05 * n), n - round(0.75 * n) - round(0.05 * n)) == (
-        9_825,
-        655,
-        2_620,
-    )
+    splits, how = utils.split_clips(clips_named([f"LJ0{i:05}" for i in range(13_100)]))
+    assert [len(splits[split]) for split in utils.SPLITS] == [9_825, 655, 2_620]
+    assert how == "official"
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the real LJ Speech metadata is not at hand")
+def test_official_split_begins_where_it_is_said_to():
+    rows = (SHARED / "ljspeech_metadata_full.csv").read_text().splitlines()
+    splits, how = utils.split_clips(clips_named([row.split("|")[0] for row in rows]))
+    first = {split: clips[0][0] for split, clips in splits.items()}
+    assert first == {"train": "LJ001-0001", "val": "LJ037-0213", "test": utils.FIRST_TEST_CLIP}
+    assert how == "official"
+
+
+def test_official_test_clips_of_a_part_stay_test():
+    """20 clips of the training part, 20 of the validation part, 3 of the test part."""
+    names = [f"LJ{chapter:03}-{i:04}" for chapter in (1, 38) for i in range(20)]
+    names += ["LJ040-0046", "LJ040-0047", "LJ050-0278"]
+    splits, how = utils.split_clips(clips_named(names))
+    assert [name for name, _, _ in splits["test"]] == ["LJ040-0047", "LJ050-0278"]
+    assert [name for name, _, _ in splits["val"]] == ["LJ038-0019", "LJ040-0046"]
+    assert [name for name, _, _ in splits["train"]] == names[:39]
+    assert "official test part" in how
 
 
 BAD_ROWS = {

@@ -140,11 +140,12 @@ def say(text, speed, seed):
 
     `speed`: of the voice's own pace; `seed`: of the noise in its consonants and its breath.
     """
-    sound = voice()(text, speed=speed, seed=seed)  # (n_samples,) float32 in [-1, 1]
+    sound = voice()(text, speed=speed, seed=seed)  # (n_samples,) float32
     if not sound.any():
         return None
     sound = resample_poly(trim(sound, hibari.SAMPLE_RATE), UP, DOWN)
-    return np.round(sound.clip(-1, 1) * 32_767).astype(np.int16)
+    sound = sound / max(1, np.abs(sound).max())  # rarely too loud for 16 bits
+    return np.round(sound * 32_767).astype(np.int16)
 
 
 def speak(path, text, seed):

@@ -1,4 +1,7 @@
-"""download_octmnist.py against a local file server: whole, cut short, another file, missing, silent, refused."""
+"""download_octmnist.py against a local file server.
+
+Files that arrive whole, cut short, as another file, not at all, or silently; refused connections.
+"""
 
 import hashlib
 import os
@@ -10,14 +13,14 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import pytest
-from conftest import ROOT, assert_one_sentence, run_script
-
 import download_octmnist
 import utils
-from utils import UserError
+from conftest import ROOT, assert_one_sentence, run_script
+from runs import UserError
 
-CONTENT = bytes(range(256)) * 2_000  # 512 kB: more than the system buffers of a connection that is cut
+import pytest
+
+CONTENT = bytes(range(256)) * 2_000  # 512 kB: more than the buffers of a connection hold
 MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
@@ -49,7 +52,8 @@ class Server(BaseHTTPRequestHandler):
 def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    server.n_requests, server.finished = 0, threading.Event()
+    server.n_requests = 0
+    server.finished = threading.Event()
     server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
@@ -66,17 +70,23 @@ def download(root, url, md5=MD5):
 def test_fetches_once_then_only_verifies(server, tmp_path, capsys):
     path = download(tmp_path / "data", f"{server.url}/whole")
     assert path.read_bytes() == CONTENT and os.listdir(tmp_path / "data") == ["octmnist.npz"]
-    requests, written = server.n_requests, path.stat().st_mtime_ns
+    n_requests, written = server.n_requests, path.stat().st_mtime_ns
     download(tmp_path / "data", f"{server.url}/whole")
-    assert (server.n_requests, path.stat().st_mtime_ns) == (requests, written)
+    assert (server.n_requests, path.stat().st_mtime_ns) == (n_requests, written)
     output = capsys.readouterr()
-    assert "fetched" in output.out and "here already" in output.out and output.err == ""
+    assert "fetched" in output.out and "here already" in output.out
+    assert output.err == ""
 
 
-@pytest.mark.parametrize(
-    "page, reason",
-    [("/truncated", "100,000 bytes"), ("/other", "another file"), ("/missing", "Not Found"), ("/silent", "timed out")],
-)
+FAILURES = {
+    "/truncated": "100,000 bytes",
+    "/other": "another file",
+    "/missing": "Not Found",
+    "/silent": "timed out",
+}
+
+
+@pytest.mark.parametrize("page, reason", FAILURES.items())
 def test_failure_says_what_to_do_and_leaves_nothing(server, tmp_path, monkeypatch, page, reason):
     monkeypatch.setattr(download_octmnist, "TIMEOUT", 0.5)
     with pytest.raises(UserError, match=rf"(?s){reason}.*by hand.*make sample") as caught:
@@ -89,9 +99,9 @@ def test_refused_connection_is_one_sentence(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}/octmnist.npz"
-    process = run_script(
-        "download_octmnist.py", "-root", tmp_path / "data", "-url", url, env=os.environ | {"no_proxy": "127.0.0.1"}
-    )
+    flags = ("-root", tmp_path / "data", "-url", url)
+    environment = {**os.environ, "no_proxy": "127.0.0.1"}
+    process = run_script("download_octmnist.py", *flags, env=environment)
     assert_one_sentence(process)
     assert "refused" in process.stderr and "make sample" in process.stderr
     assert os.listdir(tmp_path / "data") == []
@@ -117,15 +127,8 @@ def test_root_that_is_a_file(server, tmp_path):
 
 
 def test_killed_half_way(server, tmp_path):
-    command = [
-        sys.executable,
-        str(ROOT / "download_octmnist.py"),
-        "-root",
-        str(tmp_path),
-        "-url",
-        f"{server.url}/stuck",
-    ]
-    process = subprocess.Popen(command)
+    flags = ["-root", str(tmp_path), "-url", f"{server.url}/stuck"]
+    process = subprocess.Popen([sys.executable, str(ROOT / "download_octmnist.py"), *flags])
     deadline = time.monotonic() + 30
     while not any(file.stat().st_size for file in tmp_path.iterdir()):
         assert time.monotonic() < deadline and process.poll() is None
@@ -139,4 +142,5 @@ def test_killed_half_way(server, tmp_path):
 
 def test_defaults_are_medmnists():
     args = download_octmnist.make_parser().parse_args([])
-    assert args.md5 == utils.OCTMNIST_MD5 and args.url.split("?")[0].endswith("/octmnist.npz")
+    assert args.md5 == utils.OCTMNIST_MD5
+    assert args.url.split("?")[0].endswith("/octmnist.npz")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,35 +10,65 @@ import tempfile
 import time
 from pathlib import Path
 
+import runs
+import utils
+from conftest import (
+    ROOT,
+    SHARED,
+    assert_one_sentence,
+    load_script,
+    oct_arrays,
+    restore_interrupt,
+    run_python,
+    run_script,
+)
+
 import medmnist
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, SHARED, assert_one_sentence, load_script, oct_arrays, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import utils
-
 q2 = load_script("hw2-q2")
 
 
-# --------------------------------------------------------------------------------------------------------- network
+# ----------------------------------------------------------------------------------------- network
 def reference_network(no_maxpool):
-    """The assignment's description, layer after layer and in its order, as an independent implementation."""
+    """The assignment's description, layer after layer, as an independent implementation."""
     if no_maxpool:
-        features = [nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 0), nn.ReLU()]
+        features = [
+            nn.Conv2d(1, 8, 3, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(8, 16, 3, 2, 0),
+            nn.ReLU(),
+        ]
     else:
-        features = [nn.Conv2d(1, 8, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2, 2)]
-        features += [nn.Conv2d(8, 16, 3, 1, 0), nn.ReLU(), nn.MaxPool2d(2, 2)]
-    classifier = [nn.Linear(576, 320), nn.ReLU(), nn.Dropout(0.0), nn.Linear(320, 120), nn.ReLU(), nn.Linear(120, 4)]
+        features = [
+            nn.Conv2d(1, 8, 3, 1, 1),
+            nn.ReLU(),
+            nn.MaxPool2d(2, 2),
+            nn.Conv2d(8, 16, 3, 1, 0),
+            nn.ReLU(),
+            nn.MaxPool2d(2, 2),
+        ]
+    classifier = [
+        nn.Linear(576, 320),
+        nn.ReLU(),
+        nn.Dropout(0.0),
+        nn.Linear(320, 120),
+        nn.ReLU(),
+        nn.Linear(120, 4),
+    ]
     return nn.Sequential(*features, nn.Flatten(), *classifier, nn.LogSoftmax(dim=1))
 
 
 def matching_pair(no_maxpool):
-    model, reference = q2.CNN(0.0, no_maxpool), reference_network(no_maxpool)
+    """Our network and the reference, with the same weights."""
+    model = q2.CNN(0.0, no_maxpool)
+    reference = reference_network(no_maxpool)
     for mine, theirs in zip(model.parameters(), reference.parameters(), strict=True):
         theirs.data.copy_(mine.data)
     return model, reference
@@ -53,29 +84,59 @@ def test_forward_equals_the_assignment_read_literally(no_maxpool):
 @pytest.mark.parametrize("no_maxpool", [False, True])
 def test_one_optimiser_step_equals_the_reference(no_maxpool):
     model, reference = matching_pair(no_maxpool)
-    X, y = torch.rand(8, 1, 28, 28), torch.randint(4, (8,))
-    q2.train_batch(X, y, model, torch.optim.SGD(model.parameters(), 0.1), F.nll_loss)
-    q2.train_batch(X, y, reference, torch.optim.SGD(reference.parameters(), 0.1), F.nll_loss)
+    X = torch.rand(8, 1, 28, 28)
+    y = torch.randint(4, (8,))
+    for network in (model, reference):
+        optimizer = torch.optim.SGD(network.parameters(), 0.1)
+        q2.train_batch(X, y, network, optimizer, F.nll_loss)
     for mine, theirs in zip(model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("no_maxpool, sizes", [(False, [28, 14, 12, 6]), (True, [14, 6])])
+def test_image_sizes_are_those_of_the_comment(no_maxpool, sizes):
+    seen = []
+    model = q2.CNN(0.7, no_maxpool)
+    for layer in model.modules():
+        if isinstance(layer, (nn.Conv2d, nn.MaxPool2d)):
+            layer.register_forward_hook(lambda layer, _, output: seen.append(output.shape[2:]))
+    model(torch.rand(1, 1, 28, 28))
+    assert seen == [(size, size) for size in sizes]
+
+
+@pytest.mark.parametrize("no_maxpool", [False, True])
+def test_dropout_follows_the_first_affine_map_in_training_only(no_maxpool):
+    model = q2.CNN(0.5, no_maxpool)
+    X = torch.rand(2, 1, 28, 28)
+    seen = []
+    model.dropout.register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    assert not torch.equal(model(X), model(X))
+    assert seen[0].shape == (2, 320) and not torch.equal(seen[0], seen[1])
+    model.eval()
+    assert torch.equal(model(X), model(X))
+
+
 @pytest.mark.parametrize("no_maxpool", [False, True])
 def test_parameters_counted_by_hand(no_maxpool):
-    by_hand = (9 + 1) * 8 + (8 * 9 + 1) * 16 + (576 + 1) * 320 + (320 + 1) * 120 + (120 + 1) * 4
-    assert by_hand == 224_892
-    assert q2.get_number_trainable_params(q2.CNN(0.7, no_maxpool)) == by_hand
+    convolutions = (9 + 1) * 8 + (8 * 9 + 1) * 16
+    affine = (576 + 1) * 320 + (320 + 1) * 120 + (120 + 1) * 4
+    assert convolutions + affine == 224_892
+    assert q2.get_number_trainable_params(q2.CNN(0.7, no_maxpool)) == convolutions + affine
 
 
 def test_multiply_accumulates_counted_by_hand():
     affine = 576 * 320 + 320 * 120 + 120 * 4
-    assert q2.count_multiply_accumulates(q2.CNN(0.7)) == 8 * 28**2 * 9 + 16 * 12**2 * 72 + affine
-    assert q2.count_multiply_accumulates(q2.CNN(0.7, True)) == 8 * 14**2 * 9 + 16 * 6**2 * 72 + affine
+    maxpool = 8 * 28**2 * 9 + 16 * 12**2 * 72 + affine
+    strided = 8 * 14**2 * 9 + 16 * 6**2 * 72 + affine
+    assert (maxpool, strided) == (445_536, 278_784)
+    assert q2.count_multiply_accumulates(q2.CNN(0.7)) == maxpool
+    assert q2.count_multiply_accumulates(q2.CNN(0.7, True)) == strided
 
 
 @pytest.mark.parametrize("no_maxpool", [False, True])
 def test_input_shapes_give_the_same_log_probabilities(no_maxpool):
-    model, X = q2.CNN(0.7, no_maxpool).eval(), torch.rand(3, 1, 28, 28)
+    model = q2.CNN(0.7, no_maxpool).eval()
+    X = torch.rand(3, 1, 28, 28)
     output = model(X)
     assert output.shape == (3, 4)
     torch.testing.assert_close(output.exp().sum(dim=1), torch.ones(3))
@@ -84,12 +145,15 @@ def test_input_shapes_give_the_same_log_probabilities(no_maxpool):
 
 
 def test_bytes_are_scaled_to_unit_range():
-    model, X = q2.CNN(0.7).eval(), torch.randint(256, (3, 1, 28, 28), dtype=torch.uint8)
-    torch.testing.assert_close(model(X), model(torch.tensor(X.numpy() / 255, dtype=torch.float32)), atol=1e-6, rtol=0)
+    model = q2.CNN(0.7).eval()
+    X = torch.randint(256, (3, 1, 28, 28), dtype=torch.uint8)
+    scaled = torch.tensor(X.numpy() / 255, dtype=torch.float32)
+    torch.testing.assert_close(model(X), model(scaled), atol=1e-6, rtol=0)
 
 
 def test_predict_in_chunks_equals_one_pass(monkeypatch):
-    model, X = q2.CNN(0.7), torch.rand(11, 1, 28, 28)
+    model = q2.CNN(0.7)
+    X = torch.rand(11, 1, 28, 28)
     whole = q2.predict(model, X)
     monkeypatch.setattr(q2, "EVALUATION_BATCH", 4)
     torch.testing.assert_close(q2.predict(model, X), whole)
@@ -99,12 +163,24 @@ def test_accuracy_shifted_moves_by_whole_pixels(monkeypatch):
     X = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
     X[0, 0, 10, 20] = 1
     seen = []
-    monkeypatch.setattr(q2, "evaluate", lambda model, moved, y: seen.append(moved.nonzero()[0, 2:].tolist()) or 1.0)
+
+    def note_position(model, moved, y):
+        seen.append(moved.nonzero()[0, 2:].tolist())
+        return 1.0
+
+    monkeypatch.setattr(q2, "evaluate", note_position)
     assert q2.accuracy_shifted(None, X, None, 2) == 1.0
     assert sorted(seen) == [[8, 20], [10, 18], [10, 22], [12, 20]]
 
 
-# -------------------------------------------------------------------------------------------------------- training
+def test_shifted_images_repeat_their_edges():
+    X = torch.arange(28 * 28).view(1, 1, 28, 28)
+    assert torch.equal(q2.shifted(X, 0, 0), X)
+    assert (q2.shifted(X, 3, 0)[0, 0, -4:] == X[0, 0, -1]).all()
+    assert (q2.shifted(X, 0, -2)[0, 0, :, :3] == X[0, 0, :, :1]).all()
+
+
+# ---------------------------------------------------------------------------------------- training
 class Silent:
     def update(self):
         pass
@@ -112,41 +188,77 @@ class Silent:
 
 def test_epoch_loss_is_this_epochs_mean_over_images():
     torch.manual_seed(1)
-    X, y, model = torch.rand(10, 1, 28, 28), torch.randint(4, (10,)), q2.CNN(0.0)
-    frozen = torch.optim.SGD(model.parameters(), 0.0)  # a rate of 0: every batch sees the same weights
+    X = torch.rand(10, 1, 28, 28)
+    y = torch.randint(4, (10,))
+    model = q2.CNN(0.0)
+    frozen = torch.optim.SGD(model.parameters(), 0.0)  # a rate of 0: the same weights throughout
     for _ in range(2):  # the second epoch must not remember the first
-        loss = q2.train_epoch(X, y, model, frozen, F.nll_loss, 4, Silent())  # batches of 4, 4 and 2
+        loss = q2.train_epoch(X, y, model, frozen, F.nll_loss, 4, Silent())  # 4, 4 and 2 images
         by_hand = sum(-model(X)[i, y[i]].item() for i in range(10)) / 10
         assert loss == pytest.approx(by_hand, abs=1e-6)
 
 
-def test_metrics_equal_medmnists_evaluator(tmp_path, monkeypatch):
-    arrays = oct_arrays(n_test=1000)
-    np.savez(tmp_path / "octmnist.npz", **arrays)
+def test_metrics_equal_medmnists_evaluator(tmp_path):
+    np.savez(tmp_path / "octmnist.npz", **oct_arrays(n_test=1000))
     splits, _ = utils.load_oct_data(tmp_path)
-    model, (X, y) = q2.CNN(0.7), splits["test"]
+    X, y = splits["test"]
+    model = q2.CNN(0.7)
     metrics = q2.test_metrics(model, X, y)
     evaluator = medmnist.Evaluator("octmnist", "test", root=str(tmp_path))
     auc, accuracy = evaluator.evaluate(q2.predict(model, X).exp().numpy())
     assert (metrics["auc"], metrics["accuracy"]) == (auc, accuracy)
-    assert np.sum(metrics["confusion"]) == 1000 and np.trace(metrics["confusion"]) == round(1000 * accuracy)
     assert metrics["accuracy_shifted"][0] == accuracy
-    predicted, seen, right = q2.predict(model, X).argmax(1), [0] * 4, 0
+
+    predicted = q2.predict(model, X).argmax(1)
+    seen = [0] * 4
+    right = 0
+    confusion = np.zeros((4, 4), int)
     for truth, guess in zip(y.tolist(), predicted.tolist()):
         seen[truth] += 1
+        confusion[truth, guess] += 1
         right += seen[truth] <= q2.COURSE_SUBSET[truth] and truth == guess
+    assert np.sum(metrics["confusion"]) == 1000
+    assert np.trace(metrics["confusion"]) == round(1000 * accuracy)
+    assert metrics["confusion"] == confusion.tolist()
     assert metrics["accuracy_course_subset"] == pytest.approx(right / 529)
     assert q2.test_metrics(model, X[:100], y[:100])["accuracy_course_subset"] is None
 
 
+def test_a_class_missing_among_the_test_images_keeps_the_other_metrics():
+    X = torch.rand(6, 1, 28, 28)
+    y = torch.tensor([0, 1, 2, 0, 1, 2])
+    metrics = q2.test_metrics(q2.CNN(0.7), X, y)
+    assert metrics["auc"] is None and 0 <= metrics["accuracy"] <= 1
+    assert np.shape(metrics["confusion"]) == (4, 4) and metrics["confusion"][3] == [0] * 4
+
+
 def results(out, pattern="*"):
-    return {path.stem: json.loads(path.read_text()) for path in sorted((out / "results").glob(f"{pattern}.json"))}
+    files = sorted((out / "results").glob(f"{pattern}.json"))
+    return {path.stem: json.loads(path.read_text()) for path in files}
 
 
 def numbers(result):
     """What two equal runs must have in common: everything but times."""
-    epochs = [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in result["epochs"]]
+    epochs = []
+    for epoch in result["epochs"]:
+        epochs.append({key: value for key, value in epoch.items() if key != "seconds"})
     return epochs, result["test"], result["status"]
+
+
+def start_and_stop(script, *flags, file, how):
+    """Start a script and stop it once `file` is there; returns its exit status and stderr."""
+    process = subprocess.Popen(
+        [sys.executable, str(script), *map(str, flags)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=restore_interrupt,
+    )
+    while not file.exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(how)
+    _, stderr = process.communicate()
+    return process.returncode, stderr
 
 
 def test_search_on_the_command_line(oct_folder, tmp_path):
@@ -156,43 +268,99 @@ def test_search_on_the_command_line(oct_folder, tmp_path):
     assert process.returncode == 0, process.stderr
     found = results(out)
     search = found.pop("q2-search-epochs3")
-    assert len(found) == 6 and {run["data"]["source"] for run in found.values()} == {"synthetic test images"}
-    assert [found[f"q2-maxpool-lr1e+12-seed{seed}-epochs3"]["status"] for seed in (1, 2)] == ["diverged"] * 2
+    assert len(found) == 6
+    assert {run["data"]["source"] for run in found.values()} == {"synthetic test images"}
+    for seed in (1, 2):
+        assert found[f"q2-maxpool-lr1e+12-seed{seed}-epochs3"]["status"] == "diverged"
     assert "infinite or NaN" in process.stdout
+    assert search["runs"] == [
+        "q2-maxpool-lr0.1-seed1-epochs3",
+        "q2-maxpool-lr0.1-seed2-epochs3",
+        "q2-maxpool-lr0.0001-seed1-epochs3",
+        "q2-maxpool-lr0.0001-seed2-epochs3",
+        "q2-maxpool-lr1e+12-seed1-epochs3",
+        "q2-maxpool-lr1e+12-seed2-epochs3",
+    ]
+    assert search["config"]["learning_rate"] == [0.1, 0.0001, 1e12]
+    assert search["config"]["seed"] == [1, 2]
     means = {}
     for row in search["table"]:
-        runs = [run for run in found.values() if run["config"]["learning_rate"] == row["learning_rate"]]
+        rate = row["learning_rate"]
+        group = [run for run in found.values() if run["config"]["learning_rate"] == rate]
         if row["finished"]:
-            means[row["learning_rate"]] = np.mean([run["epochs"][-1]["val_accuracy"] for run in runs])
-            assert row["val_accuracy"][0] == pytest.approx(means[row["learning_rate"]])
+            means[rate] = np.mean([run["epochs"][-1]["val_accuracy"] for run in group])
+            assert row["val_accuracy"][0] == pytest.approx(means[rate])
     assert search["best"]["learning_rate"] == max(means, key=means.get)
-    assert len(list((out / "figures").glob("CNN-*.pdf"))) == len(list((out / "figures").glob("CNN-*.png"))) == 2
+    for suffix in ("pdf", "png"):
+        assert len(list((out / "figures").glob(f"CNN-*.{suffix}"))) == 2
     assert not list((out / "checkpoints").iterdir())
 
-    process = run_script("hw2-q2.py", *flags, "-learning_rate", "best", "-no_maxpool")
+    strided = (*flags, "-learning_rate", "best", "-no_maxpool")
+    process = run_script("hw2-q2.py", *strided)
     assert process.returncode == 0, process.stderr
     name = f"q2-strided-lr{search['best']['learning_rate']:g}-seed42-epochs3"
     before = results(out)
     assert name in before and before["q2-search-strided-epochs3"]["runs"] == [name]
     for figure in (out / "figures").iterdir():
         figure.unlink()
-    assert run_script("hw2-q2.py", *flags, "-learning_rate", "best", "-no_maxpool", "-plot_only").returncode == 0
+    (oct_folder / "octmnist.npz").unlink()  # drawing needs no data
+    assert run_script("hw2-q2.py", *strided, "-plot_only").returncode == 0
     assert results(out) == before and len(list((out / "figures").iterdir())) == 4
 
 
-def test_search_picks_the_best_by_validation_not_by_test():
-    def run(rate, val, test):
-        metrics = {"accuracy": test, "auc": test, "accuracy_course_subset": None}
-        return {
-            "config": {"learning_rate": rate},
-            "status": "finished",
-            "epochs": [{"val_accuracy": val}],
-            "test": metrics,
-        }
+def result_of(rate, *val_accuracies, test=0.5, seed=42):
+    """A finished run with these validation accuracies, as far as a table looks at it."""
+    return {
+        "config": {"learning_rate": rate},
+        "seed": seed,
+        "status": "finished",
+        "epochs": [{"val_accuracy": accuracy} for accuracy in val_accuracies],
+        "test": {"accuracy": test, "auc": test, "accuracy_course_subset": None},
+    }
 
-    rows = q2.summarise([run(0.1, 0.6, 0.9), run(0.01, 0.8, 0.5), run(0.01, 0.9, 0.7)])
+
+def test_search_picks_the_best_by_validation_not_by_test():
+    rows = q2.summarise(
+        [
+            result_of(0.1, 0.6, test=0.9),
+            result_of(0.01, 0.8, test=0.5),
+            result_of(0.01, 0.9, test=0.7),
+        ]
+    )
     assert [row["val_accuracy"][0] for row in rows] == pytest.approx([0.6, 0.85])
-    assert rows[1]["accuracy"] == pytest.approx([0.6, 0.1 * 2**0.5]) and rows[0]["accuracy"] == [0.9, None]
+    assert rows[1]["accuracy"] == pytest.approx([0.6, 0.1 * 2**0.5])
+    assert rows[0]["accuracy"] == [0.9, None] and rows[0]["accuracy_course_subset"] == []
+    assert q2.best_row(rows)["learning_rate"] == 0.01
+
+
+def test_groups_are_ranked_and_the_median_is_of_the_last_epoch():
+    best = result_of(0.1, 0.2, 0.9)
+    worst = result_of(0.1, 0.9, 0.3)
+    middle = result_of(0.1, 0.5, 0.4)
+    diverged = {**result_of(0.1), "status": "diverged"}
+    groups = q2.by_rate([best, result_of(0.5, 0.1), worst, middle])
+    assert list(groups) == [0.5, 0.1] and groups[0.1] == [worst, middle, best]
+    assert q2.median_run(groups[0.1]) is middle
+    assert q2.median_run(q2.by_rate([best, diverged])[0.1]) is diverged
+    row = q2.table_row(0.1, [diverged, best])
+    assert (row["finished"], row["diverged"]) == (1, 1) and row["val_accuracy"] == [0.9, None]
+
+
+def test_names_tell_what_differs_from_the_defaults():
+    parse = q2.make_parser().parse_args
+    assert list(q2.plan_runs(parse([]), [0.01])) == ["q2-maxpool-lr0.01-seed42"]
+    flags = "-no_maxpool -epochs 2 -dropout 0.5 -optimizer adam -seed 1 2 -device cpu".split()
+    assert list(q2.plan_runs(parse(flags), [0.1])) == [
+        "q2-strided-lr0.1-seed1-epochs2-dropout0.5-optimizeradam",
+        "q2-strided-lr0.1-seed2-epochs2-dropout0.5-optimizeradam",
+    ]
+
+
+def test_never_more_processes_than_runs_nor_processors_waiting(monkeypatch):
+    monkeypatch.setattr(runs, "usable_cpus", lambda: 2)
+    assert [q2.n_processes(n_runs) for n_runs in (1, 3, 4, 5, 15)] == [1, 3, 4, 2, 2]
+    monkeypatch.setattr(runs, "usable_cpus", lambda: 64)
+    assert [q2.n_processes(n_runs) for n_runs in (1, 15, 100, 200)] == [1, 15, 100, 64]
 
 
 def test_same_seed_same_numbers_alone_or_side_by_side(oct_folder, tmp_path):
@@ -200,34 +368,179 @@ def test_same_seed_same_numbers_alone_or_side_by_side(oct_folder, tmp_path):
     run_script("hw2-q2.py", *flags, "-out", tmp_path / "alone", "-seed", 5)
     run_script("hw2-q2.py", *flags, "-out", tmp_path / "beside", "-seed", 4, 5)
     name = "q2-maxpool-lr0.01-seed5-epochs2"
-    alone, beside = results(tmp_path / "alone")[name], results(tmp_path / "beside")[name]
+    alone = results(tmp_path / "alone")[name]
+    beside = results(tmp_path / "beside")[name]
     assert numbers(alone) == numbers(beside)
     other = results(tmp_path / "beside")[name.replace("seed5", "seed4")]
     assert numbers(alone) != numbers(other)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_interrupted_run_keeps_its_epochs_and_resumes_to_the_same_numbers(oct_folder, tmp_path, how):
+def test_interrupted_run_keeps_its_epochs_and_resumes_to_the_same_numbers(
+    oct_folder, tmp_path, how
+):
     flags = ["-data", str(oct_folder), "-epochs", "40", "-optimizer", "adam"]
     name = "q2-maxpool-lr0.01-seed42-epochs40-optimizeradam"
-    run_script("hw2-q2.py", *flags, "-out", tmp_path / "whole")
-    command = [sys.executable, str(ROOT / "hw2-q2.py"), *flags, "-out", str(tmp_path / "cut")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    file = tmp_path / "cut" / "results" / f"{name}.json"
-    while not file.exists() and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(how)
-    _, stderr = process.communicate()
+    whole = tmp_path / "whole"
+    out = tmp_path / "cut"
+    run_script("hw2-q2.py", *flags, "-out", whole)
+    file = out / "results" / f"{name}.json"
+    code, stderr = start_and_stop(ROOT / "hw2-q2.py", *flags, "-out", out, file=file, how=how)
     if how == signal.SIGINT:
-        assert process.returncode == 2 and stderr.strip().endswith("goes on from there.") and "Traceback" not in stderr
-    cut = results(tmp_path / "cut")[name]
+        assert code == 2 and stderr.strip().endswith("goes on from there.")
+        assert "Traceback" not in stderr
+    cut = results(out)[name]
     assert cut["status"] == "interrupted" and 1 <= len(cut["epochs"]) < 40
-    assert_one_sentence(run_script("hw2-q2.py", *flags, "-out", tmp_path / "cut", "-plot_only"))
-    assert run_script("hw2-q2.py", *flags, "-out", tmp_path / "cut").returncode == 0
-    assert numbers(results(tmp_path / "cut")[name]) == numbers(results(tmp_path / "whole")[name])
+    assert_one_sentence(run_script("hw2-q2.py", *flags, "-out", out, "-plot_only"))
+
+    process = run_script("hw2-q2.py", *flags, "-out", out)
+    assert process.returncode == 0
+    resumed = results(out)[name]
+    assert numbers(resumed) == numbers(results(whole)[name])
+    (part,) = resumed["resumed"]
+    assert len(cut["epochs"]) <= part["after_epoch"] < 40
+    assert f"{name}: goes on after epoch {part['after_epoch']}\n" in process.stdout
+    assert part["environment"] == resumed["environment"] == cut["environment"]
+    assert "resumed" not in results(whole)[name]
 
 
-# ------------------------------------------------------------------------------------------------------- bad input
+def test_a_resumed_run_keeps_the_environment_of_each_part(oct_folder, tmp_path, monkeypatch):
+    """A run of three epochs, one on each of three machines, and its test on the last of them."""
+    flags = ["-data", str(oct_folder), "-out", str(tmp_path / "out"), "-epochs", "3"]
+    args = q2.make_parser().parse_args(flags)
+    ((name, config),) = q2.plan_runs(args, [0.01]).items()
+    job = (name, config, args.out, "the command", 0)
+
+    class PowerCut(Exception):
+        pass
+
+    def train_one_epoch_on(machine):
+        save = runs.save_result
+
+        def cut_after_an_epoch(out, result):
+            save(out, result)
+            if result["status"] == "interrupted":
+                raise PowerCut
+
+        monkeypatch.setattr(runs, "environment", lambda device: {"processor": machine})
+        monkeypatch.setattr(runs, "save_result", cut_after_an_epoch)
+        with pytest.raises(PowerCut):
+            q2.train_run(*job)
+        monkeypatch.setattr(runs, "save_result", save)
+
+    for machine in ("first", "second", "third"):
+        train_one_epoch_on(machine)
+    whole = q2.train_run(*job)  # only the test is missing
+    assert whole["status"] == "finished" and len(whole["epochs"]) == 3
+    assert whole["environment"] == {"processor": "first"}
+    assert whole["resumed"] == [
+        {"after_epoch": 1, "environment": {"processor": "second"}},
+        {"after_epoch": 2, "environment": {"processor": "third"}},
+    ]
+
+
+def test_a_run_that_was_cut_beside_others_goes_on_alone(oct_folder, tmp_path):
+    out = tmp_path / "out"
+    flags = ["-data", oct_folder, "-epochs", 60, "-out", out]
+    name = "q2-maxpool-lr0.01-seed1-epochs60"
+    file = out / "results" / f"{name}.json"
+    seeds = ("-seed", 1, 2)
+    start_and_stop(ROOT / "hw2-q2.py", *flags, *seeds, file=file, how=signal.SIGINT)
+    process = run_script("hw2-q2.py", *flags, "-seed", 1)
+    assert f"{name}: goes on after epoch" in process.stdout, process.stdout + process.stderr
+
+
+def test_an_edited_network_is_trained_again(oct_folder, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in ("hw2-q2.py", "runs.py", "utils.py"):
+        shutil.copy(ROOT / file, copy)
+    script = copy / "hw2-q2.py"
+    name = "q2-maxpool-lr0.01-seed42-epochs60"
+    out = tmp_path / "out"
+    whole = tmp_path / "whole"
+    flags = ["-data", oct_folder, "-epochs", 60]
+    file = out / "results" / f"{name}.json"
+    start_and_stop(script, *flags, "-out", out, file=file, how=signal.SIGKILL)
+    before = script.read_text()
+    edited = before.replace("x = F.relu(self.fc2(x))", "x = F.elu(self.fc2(x))")
+    assert edited != before
+    script.write_text(edited)
+
+    process = run_python(script, *flags, "-out", out)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith(f"{name}: its code was edited, so it starts anew")
+    run_python(script, *flags, "-out", whole)
+    assert numbers(results(out)[name]) == numbers(results(whole)[name])
+    assert "resumed" not in results(out)[name]
+    (kept,) = (out / "checkpoints").iterdir()
+    assert kept.name.startswith(f"{name}-code-")
+
+
+# ------------------------------------------------- nothing stale: `-learning_rate best`, -plot_only
+@pytest.fixture
+def refusal(monkeypatch, capsys):
+    """Gives the command with these flags, here in this process; returns its one sentence."""
+
+    def run(*flags):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["hw2-q2.py", *map(str, flags)])
+        with pytest.raises(SystemExit) as stop:
+            runs.run_script(q2.main, q2.make_parser())
+        assert stop.value.code == 2
+        (sentence,) = capsys.readouterr().err.strip().splitlines()
+        return sentence
+
+    return run
+
+
+def test_best_names_the_search_that_is_missing(oct_folder, tmp_path, refusal):
+    flags = ["-data", oct_folder, "-out", tmp_path, "-learning_rate", "best", "-epochs", 2]
+    sentence = refusal(*flags, "-seed", 1, 2)
+    search = f"python hw2-q2.py -data {oct_folder} -out {tmp_path} -learning_rate 0.1 0.01 0.001"
+    assert f"run `{search} -epochs 2 -seed 1 2` first." in sentence
+
+
+def test_best_is_taken_from_a_search_on_this_data_only(oct_folder, tmp_path, refusal):
+    out = tmp_path / "out"
+    other = tmp_path / "other"
+    other.mkdir()
+    np.savez(other / "octmnist.npz", source="other images", **oct_arrays(seed=1))
+    flags = ["-out", out, "-epochs", 1]
+    search = ("-learning_rate", 0.1, 0.01)
+    best = ("-learning_rate", "best", "-no_maxpool")
+    assert run_script("hw2-q2.py", "-data", other, *flags, *search).returncode == 0
+    sentence = refusal("-data", oct_folder, *flags, *best)
+    assert "is of other data (other images); run `python hw2-q2.py" in sentence
+    assert f"-data {oct_folder}" in sentence
+    assert not results(out, "q2-strided*")
+    assert run_script("hw2-q2.py", "-data", other, *flags, *best).returncode == 0
+
+
+def test_best_stands_alone(oct_folder, tmp_path, refusal):
+    flags = ["-data", oct_folder, "-out", tmp_path, "-learning_rate", "best", 0.1]
+    assert "best stands alone" in refusal(*flags)
+
+
+def test_plot_only_names_the_command_that_is_missing(oct_folder, tmp_path, refusal):
+    flags = ["-data", oct_folder, "-out", tmp_path, "-epochs", 1]
+    sentence = refusal(*flags, "-plot_only")
+    command = f"python hw2-q2.py -data {oct_folder} -out {tmp_path} -epochs 1"
+    assert f"does not exist; run `{command}` first." in sentence
+
+
+def test_results_of_different_data_are_not_drawn_together(tmp_path):
+    args = q2.make_parser().parse_args(["-out", str(tmp_path), "-seed", "1", "2"])
+    planned = q2.plan_runs(args, [0.01])
+    for name, config in planned.items():
+        data = {"source": "images", "sha256": f"of {name}"}
+        result = runs.new_result("q2", name, "command", config, data, "cpu")
+        runs.save_result(tmp_path, {**result, "status": "finished"})
+    with pytest.raises(runs.UserError, match="different data"):
+        q2.load_runs(planned, tmp_path)
+
+
+# --------------------------------------------------------------------------------------- bad input
 def damaged(change):
     arrays = oct_arrays()
     change(arrays)
@@ -250,15 +563,22 @@ BAD_ARRAYS = {
 @pytest.mark.parametrize("message", BAD_ARRAYS)
 def test_wrong_arrays_are_named(tmp_path, message):
     np.savez(tmp_path / "octmnist.npz", **damaged(BAD_ARRAYS[message]))
-    with pytest.raises(utils.UserError) as error:
+    with pytest.raises(runs.UserError) as error:
         utils.load_oct_data(tmp_path)
     assert message in str(error.value)
 
 
-@given(st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), min_size=1, max_size=20), st.integers(0, 9))
+CHANGES = st.lists(
+    st.tuples(st.integers(0, 2**20), st.integers(0, 255)),  # position and new value
+    min_size=1,
+    max_size=20,
+)
+
+
+@given(CHANGES, st.integers(0, 9))
 @settings(max_examples=100, deadline=None)
 def test_overwritten_bytes_never_change_an_image(changes, cut):
-    """A file with bytes overwritten and the end cut off is refused in one sentence, or read unchanged."""
+    """A file with bytes overwritten and its end cut off is refused in a sentence, or unchanged."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **oct_arrays())
     content = bytearray(buffer.getvalue())
@@ -268,7 +588,7 @@ def test_overwritten_bytes_never_change_an_image(changes, cut):
         (Path(folder) / "octmnist.npz").write_bytes(content[: len(content) - cut])
         try:
             splits, _ = utils.load_oct_data(folder)
-        except utils.UserError as error:
+        except runs.UserError as error:
             assert "\n" not in str(error)
         else:
             for split, (X, y) in splits.items():
@@ -279,42 +599,51 @@ def test_overwritten_bytes_never_change_an_image(changes, cut):
 def test_damaged_files_are_refused(oct_folder):
     path = oct_folder / "octmnist.npz"
     whole = path.read_bytes()
-    assert utils.load_oct_data(oct_folder)[1]["counts"] == {"train": 60, "val": 20, "test": 20}
+    _, info = utils.load_oct_data(oct_folder)
+    assert info["counts"] == {"train": 60, "val": 20, "test": 20}
     for cut in (0, 1, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:cut])
-        with pytest.raises(utils.UserError, match="damaged"):
+        with pytest.raises(runs.UserError, match="damaged"):
             utils.load_oct_data(oct_folder)
-    np.savez(path, **oct_arrays() | {"train_images": np.array([{"a": 1}], dtype=object)})
-    with pytest.raises(utils.UserError, match="damaged"):  # pickled objects are never loaded
+    pickled = np.array([{"a": 1}], dtype=object)
+    np.savez(path, **{**oct_arrays(), "train_images": pickled})
+    with pytest.raises(runs.UserError, match="damaged"):  # pickled objects are never loaded
         utils.load_oct_data(oct_folder)
 
 
 BAD_FLAGS = [
-    "-epochs 0", "-learning_rate -1", "-learning_rate nan", "-learning_rate fast", "-dropout 1.5", "-batch_size 0",
-    "-l2_decay -0.1", "-optimizer adagrad", "-seed -1", "-data nowhere", "-learning_rate best", "-unknown 1",
-]  # fmt: skip
+    "-epochs 0",
+    "-learning_rate -1",
+    "-learning_rate nan",
+    "-learning_rate fast",
+    "-learning_rate best",
+    "-learning_rate best 0.1",
+    "-dropout 1.5",
+    "-batch_size 0",
+    "-l2_decay -0.1",
+    "-optimizer adagrad",
+    "-seed -1",
+    "-data nowhere",
+    "-unknown 1",
+]
 
 
 @pytest.mark.parametrize("flags", BAD_FLAGS)
-def test_bad_flags_end_in_one_sentence(flags, oct_folder, tmp_path, monkeypatch, capsys):
-    arguments = ["-data", str(oct_folder), "-out", str(tmp_path / "out"), *flags.split()]
-    monkeypatch.setattr(sys, "argv", ["hw2-q2.py", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        utils.run_script(q2.main, q2.make_parser())
-    assert stop.value.code == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+def test_bad_flags_end_in_one_sentence(flags, oct_folder, tmp_path, refusal):
+    assert refusal("-data", oct_folder, "-out", tmp_path / "out", *flags.split())
 
 
 def test_unwritable_folder_and_missing_gpu_end_in_one_sentence(oct_folder, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     assert_one_sentence(run_script("hw2-q2.py", "-data", oct_folder, "-out", tmp_path / "file"))
     if not torch.cuda.is_available():
-        assert_one_sentence(run_script("hw2-q2.py", "-data", oct_folder, "-out", tmp_path, "-device", "cuda"))
+        flags = ("-data", oct_folder, "-out", tmp_path, "-device", "cuda")
+        assert_one_sentence(run_script("hw2-q2.py", *flags))
 
 
 def test_every_rate_diverged_ends_in_one_sentence(oct_folder, tmp_path):
-    process = run_script("hw2-q2.py", "-data", oct_folder, "-out", tmp_path / "out", "-learning_rate", 1e12)
-    assert_one_sentence(process)
+    flags = ("-data", oct_folder, "-out", tmp_path / "out", "-learning_rate", 1e12)
+    assert_one_sentence(run_script("hw2-q2.py", *flags))
     assert [run["status"] for run in results(tmp_path / "out").values()] == ["diverged"]
 
 
@@ -325,19 +654,23 @@ def test_batch_larger_than_the_data_is_fine(oct_folder, tmp_path):
 
 def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
     path = tmp_path / "checkpoints" / "run.pt"
-    assert utils.load_checkpoint(path, {}) is None
-    utils.save_checkpoint(path, {"config": 1}, {"x": torch.ones(3)})
-    assert utils.load_checkpoint(path, {"config": 1})["x"].sum() == 3
-    with pytest.raises(utils.UserError, match="other config"):
-        utils.load_checkpoint(path, {"config": 2})
+    assert runs.load_checkpoint(path, {}) is None
+    runs.save_checkpoint(path, {"config": 1}, {"x": torch.ones(3)})
+    assert runs.load_checkpoint(path, {"config": 1})["x"].sum() == 3
+    with pytest.raises(runs.UserError, match="other config"):
+        runs.load_checkpoint(path, {"config": 2})
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(utils.UserError, match="damaged"):
-        utils.load_checkpoint(path, {"config": 1})
+    with pytest.raises(runs.UserError, match="damaged"):
+        runs.load_checkpoint(path, {"config": 1})
 
 
-@pytest.mark.skipif(not (SHARED / "octmnist").exists(), reason="no real retinal images beside this checkout")
+NO_REAL_IMAGES = "no real retinal images beside this checkout"
+
+
+@pytest.mark.skipif(not (SHARED / "octmnist").exists(), reason=NO_REAL_IMAGES)
 def test_real_images_load():
     splits, info = utils.load_oct_data(SHARED / "octmnist")
     assert info["counts"] == {"train": 1902, "val": 200, "test": 300} and "real" in info["source"]
     assert splits["test"][1].bincount().tolist() == [75] * 4
-    assert splits["train"][0].shape == (1902, 1, 28, 28) and splits["train"][0].dtype == torch.uint8
+    assert splits["train"][0].shape == (1902, 1, 28, 28)
+    assert splits["train"][0].dtype == torch.uint8

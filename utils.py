@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import tarfile
+import textwrap
 from pathlib import Path
 
 import runs
@@ -32,7 +33,9 @@ def save_figure(figure, out, name, source):
 
     Returns the figure. The same figure gives the same bytes: no date is written.
     """
-    figure.suptitle(f"data: {source}", fontsize=7, color="dimgray")
+    letters_in_a_line = int(20 * figure.get_figwidth())
+    label = textwrap.fill(f"data: {source}", letters_in_a_line)
+    figure.suptitle(label, fontsize=7, color="dimgray")
     for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", None)):
         path = Path(out) / "figures" / f"{name}.{suffix}"
         with runs.write_atomically(path) as temporary:

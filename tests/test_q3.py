@@ -8,13 +8,14 @@ import math
 import os
 import re
 import subprocess
+import sys
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import runs
 import utils
-from conftest import SHARED, run_tool, write_corpus
+from conftest import ROOT, SHARED, run_tool, write_corpus
 from runs import UserError
 from tools import install
 from tools.definitions import NOTEBOOK, load_definitions
@@ -511,6 +512,32 @@ def test_notebook_runs_from_top_to_bottom_on_a_tiny_corpus(tmp_path):
         "model clip masks loss-lstm loss-transformer loss-comparison scores attention by-length"
     )
     assert names == {f"q3-{name}" for name in figures.split()}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+def test_bars_on_a_terminal_and_none_in_the_copy(tmp_path):
+    import pty
+
+    write_corpus(tmp_path, 20)
+    out = tmp_path / "out"
+    settings = {"DATA": str(tmp_path), "OUT": str(out), "EPOCHS": "1", "DECODERS": "lstm"}
+    terminal, end = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tools.run_notebook"],
+        cwd=ROOT,
+        env={**os.environ, **settings},
+        stdout=subprocess.DEVNULL,
+        stderr=end,
+    )
+    os.close(end)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux says that the other end was closed
+        while part := os.read(terminal, 10_000):
+            shown += part
+    os.close(terminal)
+    assert process.wait() == 0, shown
+    assert b"epoch 1:" in shown and b"it/s]" in shown
+    check_structure(nbformat.read(out / "hw2-q3.ipynb", as_version=4))
 
 
 def test_installs_exactly_what_is_missing(tmp_path, monkeypatch, capsys):

@@ -57,13 +57,19 @@ def make_command():
 
 # --------------------------------------------------------------------------------------- execution
 class PrintingClient(NotebookClient):
-    """A client that also passes on what the cells print."""
+    """A client that also passes on what the cells print, progress bars included.
+
+    A bar is for the person who waits: it does not go into the saved copy.
+    """
 
     def process_message(self, message, cell, cell_index):
         """Print streams as they come; everything else is nbclient's."""
         if message["msg_type"] == "stream":
+            text = message["content"]["text"]
             stream = sys.stderr if message["content"]["name"] == "stderr" else sys.stdout
-            print(message["content"]["text"], end="", file=stream, flush=True)
+            print(text, end="", file=stream, flush=True)
+            if "\r" in text:  # a bar draws its line again and again
+                return None
         return super().process_message(message, cell, cell_index)
 
 
@@ -120,7 +126,8 @@ def main(args):
     copy = Path(os.environ.get("OUT", "build/sample")) / NOTEBOOK.name
     runs.check_writable(copy.parent)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    os.environ["QUIET"] = "1"  # no progress bars in the copy
+    if not sys.stderr.isatty():
+        os.environ["QUIET"] = "1"  # a log wants no progress bars
     os.environ["COMMAND"] = make_command()
     try:
         execute(notebook)

@@ -1,22 +1,26 @@
-"""The report: compiles from results, says what was not run, lets the results speak, and packs the submission."""
+"""The report: it compiles, says what was not run, follows the results, and packs the submission."""
 
 import json
 import math
-import os
 import re
 import shutil
 import zipfile
 from collections import Counter
 from pathlib import Path
 
+import runs
+import utils
+from conftest import ROOT, assert_one_sentence, load_script, oct_arrays, run_tool
+from runs import UserError
+from tools import make_report
+
 import numpy as np
 import pytest
-from conftest import ROOT, assert_one_sentence, load_script, oct_arrays, run_script
 
-import make_report
-import utils
-
-SOURCES, TESTS = sorted((ROOT / "report").glob("*.typ")), sorted((ROOT / "tests").glob("*.py"))
+SOURCES = sorted((ROOT / "report").glob("*.typ"))
+TESTS = sorted((ROOT / "tests").glob("*.py"))
+TOOLS = sorted((ROOT / "tools").glob("*.py"))
+PARAMETERS = {"lstm": 2_115_835, "transformer": 1_965_435}
 TEXTS = {  # reference, hypothesis
     "worst": ("the red box.", "a a a a a a"),
     "lower quartile": ("a small dog.", "a smal dog."),
@@ -26,51 +30,86 @@ TEXTS = {  # reference, hypothesis
 }
 
 
-# --------------------------------------------------------------------------------------------------- tiny results
-def q3_result(decoder, similarity, parameters, seconds=1.0):
-    """A result as hw2-q3.ipynb writes it, of two epochs, with scores that are true for its texts."""
-    scores = {"damerau_levenshtein": similarity, "jaccard": 0.8, "cosine": 0.95, "wer": 0.4, "cer": 0.1}
-    config = {"seed": 42, "d": 200, "n_heads": 2, "n_blocks": 4}
-    data = {"source": "synthetic test speech", "sha256": "0" * 64, "counts": {"train": 9, "val": 2, "test": 5}}
-    data["split"] = "first 75 %, next 5 %, last 20 % of the clips, in order"
-    result = utils.new_result("q3", f"q3-{decoder}", "make q3", config, data, "cpu")
-    times = {"train_seconds": seconds, "seconds": seconds}
+# ------------------------------------------------------------------------------------ tiny results
+def q3_result(decoder, similarity, seconds=1.0, **entries):
+    """A result as hw2-q3.ipynb writes it, of two epochs, with scores that are true for its texts.
+
+    `entries` take the place of those of the result.
+    """
+    scores = {
+        "damerau_levenshtein": similarity,
+        "jaccard": 0.8,
+        "cosine": 0.95,
+        "wer": 0.4,
+        "cer": 0.1,
+    }
+    data = {
+        "source": "synthetic test speech",
+        "sha256": "0" * 64,
+        "counts": {"train": 9, "val": 2, "test": 5},
+        "split": "first 75 %, next 5 %, last 20 % of the clips, in order",
+    }
+    config = {"seed": 42, "epochs": 2, "d": 200, "n_heads": 2, "n_blocks": 4}
+    result = runs.new_result("q3", f"q3-{decoder}", "make q3", config, data, "cpu")
     for epoch in (1, 2):
-        row = {"epoch": epoch, "train_loss": 2 / epoch, "val_loss": 1.8 / epoch}
-        result["epochs"].append(row | scores | {"damerau_levenshtein": similarity * epoch / 2} | times)
-    result["test"] = {"loss": 2 - similarity} | scores | {"seconds_per_clip": seconds / 100}
+        row = {
+            "epoch": epoch,
+            "train_loss": 2 / epoch,
+            "val_loss": 1.8 / epoch,
+            **scores,
+            "damerau_levenshtein": similarity * epoch / 2,
+            "train_seconds": seconds,
+            "seconds": seconds,
+        }
+        result["epochs"].append(row)
+    result["test"] = {"loss": 2 - similarity, **scores, "seconds_per_clip": seconds / 100}
     result["examples"] = {rank: example(*texts) for rank, texts in TEXTS.items()}
-    result["clips"] = {"seconds": [1.0, 2.0, 3.0, 4.0, 5.0], "damerau_levenshtein": [1.0, 0.9, 0.9, 0.8, 0.8]}
-    return result | {"status": "finished", "parameters": parameters}
+    result["clips"] = {
+        "seconds": [1.0, 2.0, 3.0, 4.0, 5.0],
+        "damerau_levenshtein": [1.0, 0.9, 0.9, 0.8, 0.8],
+    }
+    return {**result, "status": "finished", "parameters": PARAMETERS[decoder], **entries}
 
 
 def example(reference, hypothesis):
+    """One of a result's examples: two texts and their scores."""
     a, b = Counter(reference), Counter(hypothesis)
-    cosine = (a & b).total() / math.sqrt(a.total() * b.total()) if a and b else float(a == b)
-    wrong = sum(x != y for x, y in zip(reference.split(), hypothesis.split()))
-    row = {"clip": "T-1", "reference": reference, "hypothesis": hypothesis, "cosine": cosine}
-    row |= {"jaccard": (a & b).total() / (a | b).total(), "wer": wrong / len(reference.split())}
-    return row | {"damerau_levenshtein": 1 - wrong / 11, "cer": wrong / 11}
+    n_common, n_either = (a & b).total(), (a | b).total()
+    words = reference.split()
+    n_wrong = sum(x != y for x, y in zip(words, hypothesis.split()))
+    return {
+        "clip": "T-1",
+        "reference": reference,
+        "hypothesis": hypothesis,
+        "cosine": n_common / math.sqrt(a.total() * b.total()) if a and b else float(a == b),
+        "jaccard": n_common / n_either,
+        "wer": n_wrong / len(words),
+        "damerau_levenshtein": 1 - n_wrong / 11,
+        "cer": n_wrong / 11,
+    }
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder of results: Q1's and Q2's made by their own scripts on tiny data, Q3's as its notebook writes them."""
-    out, patch = tmp_path_factory.mktemp("made"), pytest.MonkeyPatch()
+    """A folder of results: Q1's and Q2's by their own scripts, Q3's as its notebook has them."""
+    out = tmp_path_factory.mktemp("made")
     np.savez_compressed(out / "octmnist.npz", source="synthetic test images", **oct_arrays())
     q1, q2 = load_script("q1_linear_attention"), load_script("hw2-q2")
-    with patch.context() as context:
-        context.setattr(os, "cpu_count", lambda: 1)  # in this process, one run after the other
-        context.setattr(q1, "draw", lambda *_: None)
-        context.setattr(q1, "SCALES", (0.1, 24.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(q1, "draw", lambda *_: None)
+        patch.setattr(q1, "SCALES", (0.1, 24.0))
+        patch.setattr(q2, "n_processes", lambda n_runs: 1)  # in this process, one after the other
         q1.main(q1.make_parser().parse_args(["-seq_lens", "32", "-dims", "4", "-out", str(out)]))
-        for flags in (["0.1", "0.01", "-seed", "1", "2"], ["best", "-no_maxpool", "-seed", "1", "2"]):
-            folders = ["-data", str(out), "-out", str(out)]
-            q2.main(q2.make_parser().parse_args([*folders, "-learning_rate", *flags]))
-    utils.save_result(out, q3_result("lstm", 0.9, 2_115_835))
-    utils.save_result(out, q3_result("transformer", 0.7, 1_965_435))
+        search = ["-learning_rate", "0.1", "0.01", "-seed", "1", "2"]
+        strided = ["-learning_rate", "best", "-no_maxpool", "-seed", "1", "2"]
+        for flags in (search, strided):
+            q2.main(q2.make_parser().parse_args(["-data", str(out), "-out", str(out), *flags]))
+    runs.save_result(out, q3_result("lstm", 0.9))
+    runs.save_result(out, q3_result("transformer", 0.7))
+
     figure = next((out / "figures").glob("CNN-*.pdf"))
-    named = re.findall(r'"(q[13]-[\w-]+)"', "".join(path.read_text() for path in SOURCES))
+    text = "".join(path.read_text() for path in SOURCES)
+    named = re.findall(r'"(q[13]-[\w-]+)"', text)
     for name in {*named, "q3-loss-lstm", "q3-loss-transformer"}:
         shutil.copy(figure, out / "figures" / f"{name}.pdf")
     return out
@@ -84,9 +123,20 @@ def out(made, tmp_path):
     return tmp_path / "out"
 
 
+def read(out, run):
+    return json.loads((out / "results" / f"{run}.json").read_text())
+
+
 def change(out, run, **entries):
+    """Change entries of a saved result."""
     path = out / "results" / f"{run}.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+    path.write_text(json.dumps({**read(out, run), **entries}))
+
+
+def losing_rate(search):
+    """The row of a search's table that did not win."""
+    best = search["best"]["learning_rate"]
+    return next(row for row in search["table"] if row["learning_rate"] != best)
 
 
 def query(out, selector):
@@ -97,22 +147,27 @@ def claims(labels):
     return {claim["name"]: claim["value"] for claim in labels["claim"]}
 
 
-# ----------------------------------------------------------------------------------------------------- compilation
+# ------------------------------------------------------------------------------------- compilation
 def test_compiles_completely(out):
     pdf, labels = make_report.compile_report(out)
     assert pdf.startswith(b"%PDF") and labels["missing"] == []
-    assert len(labels["check"]) > 20 and all(check["equal"] for check in labels["check"]), labels["check"]
+    assert len(labels["check"]) > 20
+    assert all(check["equal"] for check in labels["check"]), labels["check"]
     assert 8 <= labels["pages"][0] <= 14
-    assert make_report.compile_report(out)[0] == pdf and b"CreationDate" not in pdf  # same results, same bytes
+    assert b"CreationDate" not in pdf
+    assert make_report.compile_report(out)[0] == pdf  # same results, same bytes
 
 
 def test_derived_numbers_must_equal_saved_ones(out):
     change(out, "q2-search", parameters=224_893)
-    wrong = [check["name"] for check in make_report.compile_report(out)[1]["check"] if not check["equal"]]
+    _, labels = make_report.compile_report(out)
+    wrong = [check["name"] for check in labels["check"] if not check["equal"]]
     assert wrong == ["parameters"]
 
 
-@pytest.mark.parametrize("name", ["q1", "q2-search", "q2-strided-lr*", "q3-lstm", "q3-transformer", "*"])
+@pytest.mark.parametrize(
+    "name", ["q1", "q2-search", "q2-strided-lr*", "q3-lstm", "q3-transformer", "*"]
+)
 def test_missing_result_shows_the_box(out, name):
     for path in (out / "results").glob(f"{name}.json"):
         path.unlink()
@@ -137,32 +192,36 @@ def test_unfinished_result_and_missing_figure_show_the_box(out):
 
 @pytest.mark.parametrize("where", ["epochs", "test", "examples"])
 def test_infinite_metric_and_divergence_show_the_box(out, where):
-    """utils.save_result writes null for NaN and infinity."""
-    result = q3_result("lstm", 0.9, 2_115_835)
+    """runs.save_result writes null for NaN and infinity."""
+    result = q3_result("lstm", 0.9)
     row, key = {
         "epochs": (result["epochs"][0], "val_loss"),
         "test": (result["test"], "loss"),
         "examples": (result["examples"]["median"], "wer"),
     }[where]
     row[key] = math.nan
-    utils.save_result(out, result)
-    utils.save_result(out, q3_result("lstm", 0.9, 1) | {"run": "q3-lstm-asis", "status": "diverged", "test": {}})
-    utils.save_result(out, q3_result("transformer", 0.7, 1) | {"status": "diverged", "epochs": [], "test": {}})
+    runs.save_result(out, result)
+    diverged = {"status": "diverged", "test": {}}
+    runs.save_result(out, q3_result("lstm", 0.9, run="q3-lstm-asis", **diverged))
+    runs.save_result(out, q3_result("transformer", 0.7, epochs=[], **diverged))
     missing = make_report.compile_report(out)[1]["missing"]
     assert {"q3-lstm", "q3-transformer", "q3-lstm-asis", "q3-transformer-realonly"} <= set(missing)
 
 
 def test_models_that_were_only_tested(out):
-    """EPOCHS=0 with INIT_FROM leaves no epochs, neither in a tagged run nor in one without a tag."""
-    for decoder, parameters in (("lstm", 2_115_835), ("transformer", 1_965_435)):
+    """EPOCHS=0 with INIT_FROM leaves no epochs, with a tag or without."""
+    for decoder in ("lstm", "transformer"):
         for tag in ("", "-asis"):
-            result = q3_result(decoder, 0.6, parameters) | {"run": f"q3-{decoder}{tag}", "epochs": []}
-            utils.save_result(out, result)
+            runs.save_result(out, q3_result(decoder, 0.6, run=f"q3-{decoder}{tag}", epochs=[]))
     labels = make_report.compile_report(out)[1]
     assert set(labels["missing"]) == {
-        f"q3-{name}-{tag}" for name in ("lstm", "transformer") for tag in ("finetuned", "realonly")
+        "q3-lstm-finetuned",
+        "q3-lstm-realonly",
+        "q3-transformer-finetuned",
+        "q3-transformer-realonly",
     }
-    assert "half LSTM" not in claims(labels) and all(check["equal"] for check in labels["check"])
+    assert "half LSTM" not in claims(labels)
+    assert all(check["equal"] for check in labels["check"])
 
 
 @pytest.mark.parametrize(
@@ -176,17 +235,21 @@ def test_models_that_were_only_tested(out):
 def test_box_names_the_command_of_a_run_on_real_speech(out, tag, settings):
     for other in {"-asis", "-finetuned", "-realonly"} - {tag}:
         for decoder in ("lstm", "transformer"):
-            utils.save_result(out, q3_result(decoder, 0.6, 1) | {"run": f"q3-{decoder}{other}"})
-    assert make_report.compile_report(out)[1]["missing"] == [f"q3-lstm{tag}", f"q3-transformer{tag}"]
-    commands = {item["text"] for item in json.loads(query(out, "raw")) if item["text"].startswith("make q3 ")}
+            runs.save_result(out, q3_result(decoder, 0.6, run=f"q3-{decoder}{other}"))
+    missing = make_report.compile_report(out)[1]["missing"]
+    assert missing == [f"q3-lstm{tag}", f"q3-transformer{tag}"]
+    texts = {item["text"] for item in json.loads(query(out, "raw"))}
+    commands = {text for text in texts if text.startswith("make q3 ")}
     assert commands == {f"make q3 DATA=... OUT=report {settings}"}
 
 
 def test_single_seed_without_a_strided_search(out):
     """What one seed and a strided run at a rate given by hand leave."""
-    search = json.loads((out / "results" / "q2-search.json").read_text())
-    change(out, "q2-search", config=search["config"] | {"seed": [1]}, runs=[r for r in search["runs"] if "seed1" in r])
-    for path in [*(out / "results").glob("q2-*seed2.json"), out / "results" / "q2-search-strided.json"]:
+    search = read(out, "q2-search")
+    of_seed_1 = [run for run in search["runs"] if "seed1" in run]
+    change(out, "q2-search", config={**search["config"], "seed": [1]}, runs=of_seed_1)
+    (out / "results" / "q2-search-strided.json").unlink()
+    for path in (out / "results").glob("q2-*seed2.json"):
         path.unlink()
     assert make_report.compile_report(out)[1]["missing"] == []
 
@@ -194,43 +257,43 @@ def test_single_seed_without_a_strided_search(out):
 def test_networks_trained_on_different_data_are_not_compared(out):
     """A later search on other data, say, before its strided runs are made."""
     for path in (out / "results").glob("q2-*strided*.json"):
-        change(out, path.stem, data=json.loads(path.read_text())["data"] | {"sha256": "1" * 64})
+        change(out, path.stem, data={**read(out, path.stem)["data"], "sha256": "1" * 64})
     labels = make_report.compile_report(out)[1]
     assert any(run.startswith("q2-strided-lr") for run in labels["missing"])
     assert not any(name.startswith("better by") for name in claims(labels))
 
 
 def test_longer_search_and_real_speech_appear_when_they_exist(out):
-    search = json.loads((out / "results" / "q2-search.json").read_text())
-    (out / "results" / "q2-search-epochs150.json").write_text(json.dumps(search))
-    for run in ("q3-lstm-asis", "q3-lstm-finetuned", "q3-lstm-realonly"):
-        result = q3_result("lstm", 0.8 if "finetuned" in run else 0.3, 2_115_835)
-        utils.save_result(out, result | {"run": run})
-    base = q3_result("lstm", 0.9, 1)
-    for tag, changed in (("-tried", {}), ("-tried-smaller", {"batch_size": 8})):
-        config = base["config"] | {"epochs": 2, "batch_size": 16} | changed
-        utils.save_result(out, base | {"run": f"q3-lstm{tag}", "config": config})
+    search = out / "results" / "q2-search.json"
+    shutil.copy(search, out / "results" / "q2-search-epochs150.json")
+    for tag, similarity in (("asis", 0.3), ("finetuned", 0.8), ("realonly", 0.3)):
+        runs.save_result(out, q3_result("lstm", similarity, run=f"q3-lstm-{tag}"))
+    config = q3_result("lstm", 0.9)["config"]
+    for tag, batch_size in (("tried", 16), ("tried-smaller", 8)):
+        changed = {**config, "batch_size": batch_size}
+        runs.save_result(out, q3_result("lstm", 0.9, run=f"q3-lstm-{tag}", config=changed))
     labels = make_report.compile_report(out)[1]
     assert [claim["name"] for claim in labels["claim"]].count("best rate") == 2
     assert claims(labels)["pretraining lstm"] == "worth having"
     headings = query(out, "heading")
-    assert all(title in headings for title in ("The same search with more updates", "On real speech", "was tried for"))
-    assert {run for run in labels["missing"] if run.startswith("q3")} == {
-        f"q3-transformer-{tag}" for tag in ("asis", "finetuned", "realonly")
-    }
+    for title in ("The same search with more updates", "On real speech", "was tried for"):
+        assert title in headings
+    missing = {run for run in labels["missing"] if run.startswith("q3")}
+    assert missing == {f"q3-transformer-{tag}" for tag in ("asis", "finetuned", "realonly")}
 
 
-# ---------------------------------------------------------------------------------------- the text follows the data
+# ----------------------------------------------------------------------- the text follows the data
 def test_sentences_follow_the_results(out):
     before = claims(make_report.compile_report(out)[1])
-    assert (before["better decoder"], before["half LSTM"], before["half transformer"]) == ("LSTM", "epoch 2", "epoch 2")
-    utils.save_result(out, q3_result("lstm", 0.3, 2_115_835))
-    search = json.loads((out / "results" / "q2-search.json").read_text())
-    loser = next(row for row in search["table"] if row["learning_rate"] != search["best"]["learning_rate"])
+    assert before["better decoder"] == "LSTM"
+    assert before["half LSTM"] == before["half transformer"] == "epoch 2"
+    runs.save_result(out, q3_result("lstm", 0.3))
+    loser = losing_rate(read(out, "q2-search"))
     change(out, "q2-search", best=loser)
     after = claims(make_report.compile_report(out)[1])
     assert after["better decoder"] == after["lower loss"] == "transformer"
-    assert after["half LSTM"] == "never" and after["best rate"] == str(loser["learning_rate"]) != before["best rate"]
+    assert after["half LSTM"] == "never"
+    assert after["best rate"] == str(loser["learning_rate"]) != before["best rate"]
 
 
 @pytest.mark.parametrize(
@@ -244,69 +307,82 @@ def test_sentences_follow_the_results(out):
     ],
 )
 def test_the_reason_follows_who_is_first(out, lstm, transformer, reason):
-    for decoder, similarities, parameters in (("lstm", lstm, 2_115_835), ("transformer", transformer, 1_965_435)):
-        result = q3_result(decoder, 0.9, parameters)
+    for decoder, similarities in (("lstm", lstm), ("transformer", transformer)):
+        result = q3_result(decoder, 0.9)
         for row, value in zip(result["epochs"], np.broadcast_to(similarities, 2).tolist()):
             row["damerau_levenshtein"] = value
-        utils.save_result(out, result)
+        runs.save_result(out, result)
     found = claims(make_report.compile_report(out)[1])
-    assert found.get("reason") == reason and (found["half LSTM"] == "never") == (lstm == 0.3)
+    assert found.get("reason") == reason
+    assert (found["half LSTM"] == "never") == (lstm == 0.3)
 
 
 @pytest.mark.parametrize(
     "pool, strided, said",
     [
-        ((0.8, 0.9), (0.7, 1.0), "these runs do not separate the networks"),  # accuracy of two seeds, nothing lost
+        ((0.8, 0.9), (0.7, 1.0), "these runs do not separate the networks"),  # of two seeds
         ((0.8, 0.82), (0.5, 0.52), "tolerance"),
         ((0.8, 0.82), (0.8, 0.82), "these runs do not separate the networks"),
     ],
 )
 def test_no_conclusion_where_the_seeds_do_not_separate_the_networks(out, pool, strided, said):
-    rate = json.loads((out / "results" / "q2-search.json").read_text())["best"]["learning_rate"]
+    rate = read(out, "q2-search")["best"]["learning_rate"]
     for network, accuracies in (("maxpool", pool), ("strided", strided)):
         for seed, accuracy in zip((1, 2), accuracies):
             run = f"q2-{network}-lr{rate}-seed{seed}"
-            test = json.loads((out / "results" / f"{run}.json").read_text())["test"]
-            change(out, run, test=test | {"accuracy": accuracy, "accuracy_shifted": [0.5, 0.5]})
+            test = read(out, run)["test"]
+            change(out, run, test={**test, "accuracy": accuracy, "accuracy_shifted": [0.5, 0.5]})
     assert claims(make_report.compile_report(out)[1])["measured"] == said
     if said == "tolerance":  # now the max-pool network also loses less
         for seed in (1, 2):
             run = f"q2-strided-lr{rate}-seed{seed}"
-            test = json.loads((out / "results" / f"{run}.json").read_text())["test"]
-            change(out, run, test=test | {"accuracy_shifted": [0.5, 0.3 + 0.01 * seed]})
+            shifted = [0.5, 0.3 + 0.01 * seed]
+            change(out, run, test={**read(out, run)["test"], "accuracy_shifted": shifted})
         assert claims(make_report.compile_report(out)[1])["measured"] == "more tolerant"
 
 
 def test_runs_that_learned_and_then_collapsed_are_named(out):
     assert "collapsed" not in claims(make_report.compile_report(out)[1])
-    search = json.loads((out / "results" / "q2-search.json").read_text())
-    loser = next(row for row in search["table"] if row["learning_rate"] != search["best"]["learning_rate"])
+    loser = losing_rate(read(out, "q2-search"))
     run = f"q2-maxpool-lr{loser['learning_rate']:g}-seed2"
-    epochs = json.loads((out / "results" / f"{run}.json").read_text())["epochs"]
+    epochs = read(out, run)["epochs"]
     losses = [1.4, 0.1] + [5.0] * (len(epochs) - 2)
-    change(out, run, epochs=[row | {"train_loss": loss} for row, loss in zip(epochs, losses)])
+    for row, loss in zip(epochs, losses):
+        row["train_loss"] = loss
+    change(out, run, epochs=epochs)
     assert claims(make_report.compile_report(out)[1])["collapsed"] == "1"
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if path.stem != "lib"], ids=lambda path: path.name)
-def test_no_measured_number_is_typed(path):
-    """A decimal in a question's file would be a result that cannot follow the runs; only lengths (pt, em) may be."""
+@pytest.mark.parametrize("name", [path.name for path in SOURCES if path.stem != "lib"])
+def test_no_measured_number_is_typed(name):
+    """A decimal in a question's file would be a result that cannot follow the runs.
+
+    Only lengths (pt, em) may be.
+    """
+    path = ROOT / "report" / name
     text = re.sub(r'"[1A]\.1"', "", path.read_text())  # the headings' numbering
     found = [line for line in text.splitlines() if re.search(r"\d\.\d+(?!\d|pt|em|cm)", line)]
     assert not found, found
 
 
 def test_q3_keys_are_those_of_the_notebook():
-    """The tiny Q3 result of these tests has no key that the notebook (or new_result) does not write."""
+    """The tiny Q3 result of these tests has no key that the notebook does not write."""
     cells = json.loads((ROOT / "hw2-q3.ipynb").read_text())["cells"]
-    source = "".join("".join(cell["source"]) for cell in cells) + (ROOT / "utils.py").read_text()
+    source = "".join("".join(cell["source"]) for cell in cells)
+    source += (ROOT / "utils.py").read_text() + (ROOT / "runs.py").read_text()
 
     def keys(value):
-        return {*value, *(k for v in value.values() for k in keys(v))} if isinstance(value, dict) else set()
+        if not isinstance(value, dict):
+            return set()
+        found = set(value)
+        for item in value.values():
+            found |= keys(item)
+        return found
 
-    result = q3_result("lstm", 0.9, 1)
-    names = keys({key: value for key, value in result.items() if key != "environment"}) | keys(result["epochs"][0])
-    assert not [name for name in names if not re.search(rf"\b{name}\b", source.replace("N_", "n_").replace("D,", "d"))]
+    result = q3_result("lstm", 0.9)
+    del result["environment"]
+    for name in keys(result) | keys(result["epochs"][0]):
+        assert re.search(rf"\b{name}\b", source), name
 
 
 def test_classes_and_sizes_are_those_of_the_scripts():
@@ -314,7 +390,10 @@ def test_classes_and_sizes_are_those_of_the_scripts():
     assert ", ".join(f'"{name}"' for name in utils.OCT_CLASSES) in q2
     assert f"{sum(load_script('hw2-q2').COURSE_SUBSET)}-image" in q2
     q3 = (ROOT / "report" / "q3.typ").read_text()
-    assert f"#let (V, mels) = ({len(utils.VOCABULARY)}, {utils.N_MELS})" in q3 and f"every {utils.HOP} samples" in q3
+    assert f"#let (V, mels) = ({len(utils.VOCABULARY)}, {utils.N_MELS})" in q3
+    assert f"every {utils.HOP} samples" in q3
+    appendix = (ROOT / "report" / "appendix.typ").read_text()
+    assert f"Windows of {utils.N_FFT:,} samples, a frame every {utils.HOP}" in appendix
 
 
 def test_committed_report_is_current():
@@ -322,45 +401,70 @@ def test_committed_report_is_current():
     if not (ROOT / "report" / "report.pdf").exists():
         pytest.skip("report/report.pdf has not been made yet")
     pdf, labels = make_report.compile_report(ROOT / "report")
-    assert pdf == (ROOT / "report" / "report.pdf").read_bytes(), "results or text have changed; run `make report`"
+    committed = (ROOT / "report" / "report.pdf").read_bytes()
+    assert pdf == committed, "results or text have changed; run `make report`"
     assert labels["missing"] == [] and all(check["equal"] for check in labels["check"])
 
 
-# ------------------------------------------------------------------------------------------------------- bad input
+# --------------------------------------------------------------------------------------- bad input
 @pytest.mark.parametrize("text", ['{"question": "q1", "ru', "[]", "", '{"status": "finished"}'])
 def test_damaged_result_leaves_the_old_pdf(out, text):
     (out / "report.pdf").write_bytes(b"old")
     (out / "results" / "q1.json").write_text(text)
-    with pytest.raises(utils.UserError) as raised:
+    with pytest.raises(UserError) as raised:
         make_report.main(make_report.make_parser().parse_args(["-out", str(out)]))
     assert len(str(raised.value).splitlines()) == 1
-    assert (out / "report.pdf").read_bytes() == b"old" and len(list(out.iterdir())) == 3
+    assert (out / "report.pdf").read_bytes() == b"old"
+    assert len(list(out.iterdir())) == 3
 
 
 def test_damaged_figure_is_one_sentence(out):
     (out / "figures" / "q1-seconds.pdf").write_bytes(b"%PDF-1.4 cut sh")
-    with pytest.raises(utils.UserError, match="damaged"):
+    with pytest.raises(UserError, match="damaged"):
         make_report.compile_report(out)
 
 
 def test_command_line_says_one_sentence(tmp_path):
-    assert_one_sentence(run_script("make_report.py", "-out", tmp_path / "nowhere"))
+    assert_one_sentence(run_tool("make_report", "-out", tmp_path / "nowhere"))
 
 
-# ------------------------------------------------------------------------------------------------------ submission
+def test_only_make_readme_writes_the_readme(project, out):
+    """Compiling the report has no such side effect."""
+    begin, end = "<!-- results: written by make readme -->\n", "\n<!-- end of results -->"
+    readme = project / "README.md"
+    readme.write_text(f"before\n{begin}old table{end}\nafter\n")
+    shutil.copytree(out / "results", project / "report" / "results")
+    main, parser = make_report.main, make_report.make_parser()
+    main(parser.parse_args(["-out", str(project / "report")]))
+    assert "old table" in readme.read_text() and (project / "report" / "report.pdf").exists()
+    main(parser.parse_args(["-readme"]))
+    table = make_report.results_table(make_report.read_results(out))
+    assert readme.read_text() == f"before\n{begin}{table}{end}\nafter\n"
+    change(project / "report", "q1", crossover=None)
+    with pytest.raises(UserError, match="another version"):
+        main(parser.parse_args(["-readme"]))
+    (project / "report" / "results" / "q1.json").unlink()
+    readme.write_text("no markers")
+    with pytest.raises(UserError, match="markers"):
+        main(parser.parse_args(["-readme"]))
+    assert readme.read_text() == "no markers"
+
+
+# -------------------------------------------------------------------------------------- submission
 FILLED = """course = "Deep Learning"\ntitle = "Homework 2"\ngroup = "G07"
 members = ["Ada Lovelace, 1"]\ncontributions = "Ada did everything."\n"""
+PLAIN_FILES = ("requirements.txt", "Makefile", "README.md", "LICENSE", "pyproject.toml")
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A copy of the project's code, with files around it that must not be submitted, as make_report's ROOT."""
+    """make_report's ROOT: a copy of the code, with files around it that must not be submitted."""
     root = tmp_path / "project"
-    (root / "report").mkdir(parents=True)
-    (root / "tests").mkdir()
-    for path in [*ROOT.glob("*.py"), ROOT / "hw2-q3.ipynb", *SOURCES, *TESTS]:
+    for folder in ("report", "tests", "tools"):
+        (root / folder).mkdir(parents=True)
+    for path in [*ROOT.glob("*.py"), ROOT / "hw2-q3.ipynb", *SOURCES, *TESTS, *TOOLS]:
         shutil.copy(path, root / path.relative_to(ROOT))
-    for name in ("requirements.txt", "Makefile", "README.md", "pyproject.toml", "notes.txt", "group.zip", ".env"):
+    for name in (*PLAIN_FILES, "notes.txt", "group.zip", ".env"):
         (root / name).write_text(name)
     for name in (
         "data/octmnist.npz",
@@ -368,6 +472,7 @@ def project(tmp_path, monkeypatch):
         "report/checkpoints/q3.pt",
         "report/features/f.npz",
         "tests/__pycache__/t.pyc",
+        "tools/__pycache__/t.pyc",
         "tests/notes.txt",
     ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -385,10 +490,11 @@ def test_zip_holds_exactly_what_it_should(project, out):
     submit(out)
     with zipfile.ZipFile(project / "G07.zip") as archive:
         assert archive.testzip() is None
-        expected = ["report.pdf", "hw2-q3.ipynb", "requirements.txt", "Makefile", "README.md", "pyproject.toml"]
-        expected += [path.name for path in ROOT.glob("*.py")] + ["report/group.toml"]
-        expected += [path.relative_to(ROOT).as_posix() for path in [*SOURCES, *TESTS]]
-        assert "tests/conftest.py" in expected and sorted(archive.namelist()) == sorted(expected)
+        expected = ["report.pdf", "hw2-q3.ipynb", "report/group.toml", *PLAIN_FILES]
+        for path in [*ROOT.glob("*.py"), *SOURCES, *TESTS, *TOOLS]:
+            expected.append(path.relative_to(ROOT).as_posix())
+        assert "tests/conftest.py" in expected and "tools/make_report.py" in expected
+        assert sorted(archive.namelist()) == sorted(expected)
         assert archive.read("report.pdf") == (out / "report.pdf").read_bytes()
         assert archive.read("hw2-q2.py") == (ROOT / "hw2-q2.py").read_bytes()
     first = (project / "G07.zip").read_bytes()
@@ -412,21 +518,23 @@ def test_zip_holds_exactly_what_it_should(project, out):
 )
 def test_placeholder_blocks_the_submission(project, out, old, new, word):
     (project / "report" / "group.toml").write_text(FILLED.replace(old, new))
-    with pytest.raises(utils.UserError, match=word):
+    with pytest.raises(UserError, match=word):
         submit(out)
     assert not list(project.glob("*G07*")) and not (out / "report.pdf").exists()
 
 
 def test_missing_code_blocks_the_submission(project, out):
     (project / "README.md").unlink()
-    with pytest.raises(utils.UserError, match="README"):
+    with pytest.raises(UserError, match="README"):
         submit(out)
     assert not list(project.glob("*G07*"))
 
 
 def test_readme_table_is_current():
     results = make_report.read_results(ROOT / "report")
-    table = (ROOT / "README.md").read_text().split("<!-- results: written by make report -->\n")[1]
+    readme = (ROOT / "README.md").read_text()
+    table = readme.split("<!-- results: written by make readme -->\n")[1]
     assert table.split("\n<!-- end of results -->")[0] == make_report.results_table(results)
-    shown = [name for name in results if name.startswith(("q2-search", "q3-")) and "-tried" not in name]
+    networks = [name for name in results if name.startswith(("q2-search", "q3-"))]
+    shown = [name for name in networks if "-tried" not in name]
     assert len(shown) > 5 and table.count("| Q") >= len(shown)

@@ -186,6 +186,17 @@ def update_readme(name, command, text):
         temporary.write_text(before + begin + text + end + after, encoding="utf-8", newline="\n")
 
 
+def write_results_table():
+    """Bring README's table up to date with the results in report/."""
+    results = read_results(ROOT / "report")
+    try:
+        table = results_table(results)
+    except (KeyError, TypeError) as error:
+        problem = f"a result in report/results is damaged or of another version ({error})"
+        raise UserError(f"{problem}; run its command again.") from error
+    update_readme("results", "make readme", table)
+
+
 # ---------------------------------------------------------------------------------- the submission
 def read_group():
     """The entries of report/group.toml; UserError when it is damaged."""
@@ -259,8 +270,8 @@ def make_parser():
 def main(args):
     """Compile, save and summarise; returns what the document says about itself."""
     if args.readme:
-        table = results_table(read_results(ROOT / "report"))
-        return update_readme("results", "make readme", table)
+        write_results_table()
+        return None
     out = Path(args.out)
     group = read_group()
     if not out.is_dir():

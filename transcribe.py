@@ -152,11 +152,13 @@ def load_model(path, device="cpu"):
 
 
 def transcribe(model, path):
-    """What `model` writes down for the sound file `path`; UserError for one that is not readable."""
+    """What `model` writes down for the sound file `path`; UserError if that cannot be read."""
+    model.eval()
     device = next(model.parameters()).device
     max_tokens = getattr(model.decoder, "positions", torch.empty(250)).shape[0] - 1
     texts = []
-    for piece in cut_at_silences(utils.read_audio(path)):
+    samples = utils.read_audio(path, advice="name another sound file")
+    for piece in cut_at_silences(samples):
         features = utils.log_mel(piece).to(device)  # (T, 80)
         tokens = beam_search(model, features, max_tokens)
         texts.append(utils.decode(tokens).strip())

@@ -397,17 +397,18 @@ def download_ljspeech(folder):
 
 
 # --------------------------------------------------------------------------------- sound, features
-def read_audio(path):
+def read_audio(path, advice="fetch it again or remove its row in metadata.csv"):
     """Read a sound file as mono float32 (n_samples,) in [-1, 1] at SAMPLE_RATE.
 
-    Other rates are resampled and several channels averaged. UserError for a file that cannot be
-    read, is cut short, or holds less than one window.
+    Other rates are resampled and several channels averaged. UserError, which ends in `advice`, for
+    a file that cannot be read, is cut short, or holds less than one window.
     """
     import soundfile
     from scipy.signal import resample_poly
 
     path = Path(path)
-    advice = "fetch it again or remove its row in metadata.csv"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; {advice}.")
     try:
         promised = soundfile.info(path).frames
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)  # (n, channels)

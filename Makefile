@@ -11,7 +11,7 @@ SAMPLE := $(if $(subst sample,,$(DATA)),,sample)# where DATA is the sample, it i
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
-	@echo 'Settings: DATA="$(DATA)" OUT="$(OUT)"; real data: make data, then make run DATA=data OUT=report'
+	@echo "Settings: DATA=$(DATA) OUT=$(OUT); real data: make data, then make run DATA=data OUT=report"
 
 run: .venv/ready $(SAMPLE)  ## everything that exists, on DATA into OUT (default: the embedded sample)
 	"$(PY)" q1_linear_attention.py $(if $(SAMPLE),-quick) -out "$(OUT)"

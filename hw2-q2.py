@@ -29,8 +29,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-EVALUATION_BATCH = 500  # images in one forward pass: bounds the memory of evaluating a whole split
-
 
 # ----------------------------------------------------------------------------------------- network
 class CNN(nn.Module):
@@ -51,13 +49,15 @@ class CNN(nn.Module):
             self.conv2 = nn.Conv2d(8, 16, kernel_size=3, stride=1, padding=0)
             self.maxpool = nn.MaxPool2d(kernel_size=2, stride=2)
 
-        # A kernel of size k, padding p and stride s make floor((n + 2p - k) / s) + 1 of width n.
-        #   Q2.1: conv1 floor((28 + 2 - 3) / 1) + 1 = 28, maxpool floor((28 - 2) / 2) + 1 = 14,
-        #         conv2 floor((14 + 0 - 3) / 1) + 1 = 12, maxpool floor((12 - 2) / 2) + 1 = 6
-        #   Q2.2: conv1 floor((28 + 2 - 3) / 2) + 1 = 14,
-        #         conv2 floor((14 + 0 - 3) / 2) + 1 = 6
-        # The same holds for the height, so both networks give fc1 as many numbers:
-        n_features = 16 * 6 * 6  # channels x width x height
+        # A layer with kernel size k, padding p and stride s turns width n into
+        # floor((n + 2p - k) / s) + 1, and the height likewise:
+        #   Q2.1  conv1    floor((28 + 2 - 3) / 1) + 1 = 28
+        #         maxpool  floor((28 + 0 - 2) / 2) + 1 = 14
+        #         conv2    floor((14 + 0 - 3) / 1) + 1 = 12
+        #         maxpool  floor((12 + 0 - 2) / 2) + 1 = 6
+        #   Q2.2  conv1    floor((28 + 2 - 3) / 2) + 1 = 14
+        #         conv2    floor((14 + 0 - 3) / 2) + 1 = 6
+        n_features = 16 * 6 * 6  # channels x width x height, the same for both networks
         self.fc1 = nn.Linear(n_features, 320)
         self.fc2 = nn.Linear(320, 120)
         self.fc3 = nn.Linear(120, n_classes)
@@ -135,6 +135,7 @@ def make_optimizer(model, config):
 
 
 # -------------------------------------------------------------------------------------- evaluation
+EVALUATION_BATCH = 500  # images in one forward pass: bounds the memory of evaluating a whole split
 COURSE_SUBSET = (182, 55, 42, 250)  # the course's 529 test images: the first ones of each class
 SHIFTS = (0, 1, 2, 3)  # pixels by which test images are moved: tolerance to translation (Q2.3)
 

@@ -76,13 +76,14 @@ class PrintingClient(NotebookClient):
 def connection(folder):
     """How to talk to the kernel: sockets in a private folder, which no other user can open.
 
-    On the loopback where the system has no such sockets, or `folder` is too long a path for them.
+    On the loopback, encrypted, where there are no such sockets, or `folder` is too long a path.
     """
     prefix = f"{folder}/kernel"
     longest = f"{prefix}-5"  # there are five sockets
     if zmq.has("ipc") and os.name == "posix" and len(os.fsencode(longest)) < LONGEST_SOCKET_PATH:
         return {"transport": "ipc", "ip": prefix}
-    return {"transport": "tcp", "ip": "127.0.0.1"}
+    encryption = "auto" if zmq.has("curve") else "disabled"
+    return {"transport": "tcp", "ip": "127.0.0.1", "transport_encryption": encryption}
 
 
 def run_cells(notebook, folder):

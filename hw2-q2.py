@@ -261,7 +261,8 @@ def train_run(name, config, out, command, position):
 
     checkpoint = checkpoint_path(out, name)
     code = runs.code_hash(CNN, make_optimizer, train)
-    identity = {"config": config, "data": data, "code": code}
+    without_path = {**config, "data": None}  # what the data holds counts, not where it lies
+    identity = {"config": without_path, "data": data, "code": code}
     saved = runs.load_checkpoint(checkpoint, identity)
     if saved is not None:
         model.load_state_dict(saved["model"])
@@ -528,7 +529,6 @@ def make_parser():
     decay = runs.number(float, low=0)
     rate = runs.number(float, above=0, or_word="best")
     seed = runs.number(int, low=0, high=2**32 - 1)
-    devices = ("auto", "cpu", "cuda", "mps")
     parser = runs.ArgumentParser(__doc__.splitlines()[0])
     parser.flag("epochs", type=whole, default=15, help="passes over the training images")
     parser.flag("batch_size", type=whole, default=8, help="images per optimiser step")
@@ -540,13 +540,14 @@ def make_parser():
     parser.flag("data", default="data", help="folder that holds octmnist.npz")
     parser.flag("out", default="build", help="folder for results/ and figures/")
     parser.flag("seed", type=seed, nargs="+", default=[42], help="one or several")
-    parser.flag("device", choices=devices, default="auto", help="where to train")
+    parser.flag("device", default="auto", help="where to train: auto, cpu, cuda, cuda:1 or mps")
     parser.flag("plot_only", action="store_true", help="draw the results in OUT, without training")
     return parser
 
 
 def main(args):
     """Train every learning rate with every seed, side by side; draw, choose, save."""
+    runs.pick_device(args.device)  # refused here, not in the worker processes
     runs.check_writable(args.out)
     planned = plan_runs(args, rates_to_train(args))
     if args.plot_only:

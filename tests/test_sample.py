@@ -153,6 +153,7 @@ def read_rows(folder):
 def test_ljspeech_has_its_format(sample):
     root = sample / "LJSpeech-1.1"
     rows = read_rows(sample)
+    assert sample_speech.SAMPLE_RATE == utils.SAMPLE_RATE
     assert len(rows) == N_CLIPS and all(len(row) == 3 and row[1] == row[2] for row in rows)
     assert {f"{row[0]}.wav" for row in rows} == set(os.listdir(root / "wavs"))
     assert all(re.fullmatch(r"SY\d{3}-\d{4}", row[0]) for row in rows)
@@ -273,6 +274,7 @@ def test_metadata_is_spoken_as_given(tmp_path):
         (b"a\n|b|c\n", "line 1"),
         (b"|b|c\n", "the id ''"),
         (b"a|b|c\na|d|e\n", "line 2 .* second time"),
+        (b"a|b|c\nA|d|e\n", "line 2 .* second time"),
         (b"a|b| ...\n", "no words"),
         (b"a|b|caf\xe9\n", "not UTF-8"),
     ],
@@ -367,6 +369,15 @@ def test_full_disk_keeps_what_was_there(tiny, tmp_path, monkeypatch):
     for only in ("octmnist", "ljspeech"):
         with pytest.raises(UserError, match="No space left on device"):
             make(tmp_path, "-only", only, "-seed", 1)
+    assert contents(tmp_path) == before
+
+
+def test_two_processes_at_once_leave_a_whole_folder_or_none(tmp_path, monkeypatch):
+    """The slower one finds clips gone with the folder that the faster one has just named."""
+    before = contents(make(tmp_path, "-only", "ljspeech"))
+    monkeypatch.setattr(sample_speech, "speak_all", lambda *_: None)
+    with pytest.raises(UserError, match="another process"):
+        make(tmp_path, "-only", "ljspeech", "-seed", 1)
     assert contents(tmp_path) == before
 
 

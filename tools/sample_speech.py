@@ -10,6 +10,7 @@ import functools
 import hashlib
 import io
 import itertools
+import os
 import re
 import shutil
 from pathlib import Path
@@ -82,7 +83,7 @@ def fault_of_row(row, seen):
     clip, _, normalised = row
     if not re.fullmatch(r"[A-Za-z0-9_-]+", clip):  # the id names a file: no dots or slashes
         return f"the id {clip!r}, which has other characters than letters, digits, - and _"
-    if clip in seen:
+    if clip.lower() in seen:  # capitals make no difference to the names of files on some systems
         return f"the id {clip} for the second time"
     if not re.search(r"\w", normalised):
         return "no words in its normalised transcript"
@@ -109,7 +110,7 @@ def read_metadata(path):
         if fault:
             raise UserError(f"line {number_of_line} of {path} has {fault}; correct it.")
         rows.append(row)
-        seen.add(row[0])
+        seen.add(row[0].lower())
     return rows
 
 
@@ -149,16 +150,20 @@ def say(text, speed, seed):
 
 
 def speak(path, text, seed):
-    """Write `text` as the sound file `path`, whole or not at all; `seed` decides how it sounds."""
+    """Write `text` as the sound file `path`, whole or not at all; `seed` decides how it sounds.
+
+    OSError where it cannot be written, ValueError for a text that makes no sound.
+    """
     random = np.random.default_rng(seed)
     speed = random.uniform(*SPEEDS)
     sound = say(text, speed, seed=int(random.integers(2**32)))
     if sound is None:
-        raise UserError(f"the voice cannot say the transcript of {path.stem} ({text}); correct it.")
+        raise ValueError(f"the voice cannot say the transcript of {path.stem} ({text})")
     wav = io.BytesIO()
     soundfile.write(wav, sound, SAMPLE_RATE, "PCM_16", format="WAV")
-    with runs.write_atomically(path) as temporary:
-        temporary.write_bytes(wav.getvalue())  # a full disk is an OSError here, not in libsndfile
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}")
+    temporary.write_bytes(wav.getvalue())  # a full disk is an OSError here, not in libsndfile
+    temporary.replace(path)
 
 
 def speak_all(rows, folder, seed, workers):
@@ -168,11 +173,11 @@ def speak_all(rows, folder, seed, workers):
         path = folder / f"{clip}.wav"
         if not path.exists():
             jobs.append((path, text, [seed, i]))
-    n_spoken = len(rows) - len(jobs)
+    advice = "close other programs, and the same command goes on from there"
     bar = tqdm(
-        runs.side_by_side(speak, jobs, workers),
+        runs.side_by_side(speak, jobs, workers, advice),
         desc="speaking",
-        initial=n_spoken,
+        initial=len(rows) - len(jobs),
         total=len(rows),
         leave=False,
         disable=runs.QUIET,
@@ -220,7 +225,10 @@ def write_folder(work, final, rows, stamp, seed, workers):
     (work / "wavs").mkdir(parents=True, exist_ok=True)
     speak_all(rows, work / "wavs", seed, workers)
     for unfinished in (work / "wavs").glob(".*"):  # of a process that was killed
-        unfinished.unlink()
+        unfinished.unlink(missing_ok=True)
+    if len(clips_in(work)) != len(rows):
+        shutil.rmtree(work, ignore_errors=True)
+        raise UserError(f"another process is writing {final} too; let one of them do it.")
     (work / "metadata.csv").write_text(table_of(rows), encoding="utf-8", newline="\n")
     (work / "README").write_text(stamp, encoding="utf-8", newline="\n")
     old = final.with_name(f".{final.name}.old")
@@ -253,7 +261,7 @@ def make_ljspeech(out, seed, n_clips, metadata, workers):
         shutil.rmtree(work, ignore_errors=True)
         reason = error.strerror or error
         raise UserError(f"cannot write {final} ({reason}); free space or change -out.") from error
-    except UserError:
+    except ValueError as error:
         shutil.rmtree(work, ignore_errors=True)
-        raise
+        raise UserError(f"{error}; correct it.") from error
     return f"{final}: {len(rows):,} clips, {seconds / 60:.1f} minutes ({label})"

@@ -26,7 +26,8 @@ def make_parser():
     parser.flag("n_clips", type=runs.number(int, 1), help=n_clips)
     parser.flag("metadata", help=metadata)
     parser.flag("only", choices=("octmnist", "ljspeech"), help="write only this one")
-    parser.flag("workers", type=runs.number(int, 1), help="processes that speak, or all processors")
+    n_cpus = runs.usable_cpus()
+    parser.flag("workers", type=runs.number(int, 1), default=n_cpus, help="processes that speak")
     return parser
 
 

@@ -370,6 +370,7 @@ def test_full_disk_keeps_what_was_there(tiny, tmp_path, monkeypatch):
         with pytest.raises(UserError, match="No space left on device"):
             make(tmp_path, "-only", only, "-seed", 1)
     assert contents(tmp_path) == before
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_two_processes_at_once_leave_a_whole_folder_or_none(tmp_path, monkeypatch):

@@ -540,14 +540,15 @@ def make_parser():
     parser.flag("data", default="data", help="folder that holds octmnist.npz")
     parser.flag("out", default="build", help="folder for results/ and figures/")
     parser.flag("seed", type=seed, nargs="+", default=[42], help="one or several")
-    parser.flag("device", default="auto", help="where to train: auto, cpu, cuda, cuda:1 or mps")
+    parser.flag(
+        "device", type=runs.device_name, default="auto", help="auto, cpu, cuda, cuda:1 or mps"
+    )
     parser.flag("plot_only", action="store_true", help="draw the results in OUT, without training")
     return parser
 
 
 def main(args):
     """Train every learning rate with every seed, side by side; draw, choose, save."""
-    runs.pick_device(args.device)  # refused here, not in the worker processes
     runs.check_writable(args.out)
     planned = plan_runs(args, rates_to_train(args))
     if args.plot_only:

@@ -636,7 +636,7 @@ def make_parser():
         "seed", type=runs.number(int, 0, 2**32 - 1), default=42, help="of the random Q, K and V"
     )
     parser.flag(
-        "device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to measure"
+        "device", type=runs.device_name, default="auto", help="auto, cpu, cuda, cuda:1 or mps"
     )
     parser.flag(
         "plot_only",

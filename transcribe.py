@@ -172,7 +172,9 @@ def make_parser():
     parser.flag(
         "model", type=Path, default=MODEL, help="the model, as tools.export_model writes it"
     )
-    parser.flag("device", default="auto", help="where to run: auto, cpu, cuda, cuda:1, mps")
+    parser.flag(
+        "device", type=runs.device_name, default="auto", help="auto, cpu, cuda, cuda:1 or mps"
+    )
     return parser
 
 

@@ -41,13 +41,13 @@ class CNN(nn.Module):
     def __init__(self, dropout_prob, no_maxpool=False, n_classes=4):
         super().__init__()
         self.no_maxpool = no_maxpool
-        if no_maxpool:  # Q2.2
-            self.conv1 = nn.Conv2d(1, 8, kernel_size=3, stride=2, padding=1)
-            self.conv2 = nn.Conv2d(8, 16, kernel_size=3, stride=2, padding=0)
-        else:  # Q2.1
+        if not no_maxpool:  # Q2.1
             self.conv1 = nn.Conv2d(1, 8, kernel_size=3, stride=1, padding=1)
             self.conv2 = nn.Conv2d(8, 16, kernel_size=3, stride=1, padding=0)
             self.maxpool = nn.MaxPool2d(kernel_size=2, stride=2)
+        else:  # Q2.2
+            self.conv1 = nn.Conv2d(1, 8, kernel_size=3, stride=2, padding=1)
+            self.conv2 = nn.Conv2d(8, 16, kernel_size=3, stride=2, padding=0)
 
         # A layer with kernel size k, padding p and stride s turns width n into
         # floor((n + 2p - k) / s) + 1, and the height likewise:

@@ -177,7 +177,7 @@ def linear_attention(Q, K, V, n_terms=3):
     phi_Q = taylor_feature_map(Q, n_terms)  # (..., T, M)
     phi_K = taylor_feature_map(K, n_terms)  # (..., S, M)
     sum_kv = phi_K.mT @ V  # (..., M, E): Φ(K)ᵀV
-    sum_k = phi_K.sum(dim=-2, keepdim=True).mT  # (..., M, 1): Φ(K)ᵀ1
+    sum_k = phi_K.mT @ torch.ones_like(K[..., :1])  # (..., M, 1): Φ(K)ᵀ1
     normaliser = phi_Q @ sum_k  # (..., T, 1): the diagonal of D
     check_normaliser(normaliser, Q, largest_norm(K), K.shape[-2], n_terms)
     return phi_Q @ sum_kv / normaliser  # (..., T, E)

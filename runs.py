@@ -68,13 +68,37 @@ class PatientStream:
         return self._unless_closed(self._stream.flush)
 
 
-def _end_in_one_sentence(kind, error, traceback):
-    """An exception hook for Ctrl-C before `run_script` is there: during the imports."""
-    if kind is not KeyboardInterrupt:
-        return sys.__excepthook__(kind, error, traceback)
-    print(f"{Path(sys.argv[0]).name}: interrupted; give the command again.", file=sys.stderr)
-    sys.stdout.flush()
+def _end_at_once(number_of_signal, frame):
+    """What Ctrl-C does during the imports, where an exception could end anywhere."""
+    print(f"{program_name()}: interrupted; give the command again.", file=sys.stderr, flush=True)
     os._exit(2)
+
+
+def program_name():
+    """What is running: the name of a script, or `-m tools.<name>`."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    return f"-m {spec.name}" if spec else Path(sys.argv[0]).name
+
+
+def _is_ours():
+    """Whether the program that runs is one of this repository's, not a test runner or a worker."""
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    here = Path(__file__).resolve().parent
+    return file is not None and Path(file).resolve().parent in (here, here / "tools")
+
+
+def _on_interrupt(handler):
+    """Call `handler` on Ctrl-C, a stop button and a closed terminal, unless they are ignored.
+
+    `nohup` and shells ignore some of them for what runs in the background.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number_of_signal = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number_of_signal and signal.getsignal(number_of_signal) is not signal.SIG_IGN:
+            signal.signal(number_of_signal, handler)
 
 
 def prepare_process():
@@ -93,12 +117,8 @@ def prepare_process():
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="plain_text")
             setattr(sys, name, PatientStream(stream))
-    sys.excepthook = _end_in_one_sentence
-    for name in ("SIGTERM", "SIGHUP"):  # a stop button, a closed terminal: as Ctrl-C
-        number_of_signal = getattr(signal, name, None)
-        if number_of_signal and threading.current_thread() is threading.main_thread():
-            if signal.getsignal(number_of_signal) is signal.SIG_DFL:  # `nohup` ignores SIGHUP
-                signal.signal(number_of_signal, signal.default_int_handler)
+    if _is_ours():
+        _on_interrupt(_end_at_once)
 
 
 prepare_process()
@@ -126,7 +146,7 @@ class ArgumentParser(argparse.ArgumentParser):
         self.add_argument(f"-{name}", f"--{name}", **options)
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: {message}; `python {self.prog} -h` explains every flag.\n")
+        self.exit(2, f"{self.prog}: {message}; `python {program_name()} -h` explains all flags.\n")
 
 
 def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf, or_word=None):
@@ -154,6 +174,7 @@ def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf, 
 
 def run_script(main, parser, after_interrupt="give the command again"):
     """Call `main(args)`; a `UserError` or Ctrl-C ends it in one sentence, exit status 2."""
+    _on_interrupt(signal.default_int_handler)  # KeyboardInterrupt
     try:
         main(parser.parse_args())
     except UserError as error:
@@ -164,7 +185,7 @@ def run_script(main, parser, after_interrupt="give the command again"):
 
 def command_line():
     """The command that is running, as one would type it."""
-    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    return f"python {program_name()} {shlex.join(sys.argv[1:])}".strip()
 
 
 # -------------------------------------------------------------------------- settings of a notebook

@@ -138,7 +138,7 @@ def cut_at_silences(samples, longest=LONGEST_PIECE, shortest=SHORTEST_PIECE):
 
 
 def load_model(path, device="cpu"):
-    """The model of a file that `tools.export_model` wrote, ready to transcribe.
+    """The model of a checkpoint of the notebook, ready to transcribe.
 
     UserError where there is none, or it is damaged.
     """
@@ -169,9 +169,7 @@ def transcribe(model, path):
 def make_parser():
     parser = runs.ArgumentParser(__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path, help="sound files")
-    parser.flag(
-        "model", type=Path, default=MODEL, help="the model, as tools.export_model writes it"
-    )
+    parser.flag("model", type=Path, default=MODEL, help="a checkpoint of the notebook")
     parser.flag(
         "device", type=runs.device_name, default="auto", help="auto, cpu, cuda, cuda:1 or mps"
     )

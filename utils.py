@@ -499,7 +499,7 @@ def _compute_features(paths):
     """(frames of all clips one after the other, the length of each clip), on all processors."""
     jobs = [(path,) for path in paths]
     clips = runs.side_by_side(_clip_features, jobs)
-    clips = list(tqdm(clips, "features", len(jobs), disable=runs.QUIET))
+    clips = list(tqdm(clips, "features", len(jobs), leave=False, disable=runs.QUIET))
     return np.concatenate(clips), np.array([len(clip) for clip in clips])
 
 

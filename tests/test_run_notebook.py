@@ -165,3 +165,11 @@ def test_the_kernel_ends_with_its_parent(tmp_path, name):
     assert process.returncode == 2
     assert stderr == "-c: interrupted; give it again.\n"
     assert (tmp_path / "out" / "tiny.ipynb").exists()
+
+
+def test_a_bar_is_not_kept_but_what_is_printed_beside_it():
+    assert run_notebook.without_bars("epoch 1 done\n") == "epoch 1 done\n"
+    assert run_notebook.without_bars("\r 10%|#   |\r 20%|##  |") == ""
+    assert run_notebook.without_bars("a warning\n\r 30%|### |\r      \ranother\n") == (
+        "a warning\nanother\n"
+    )

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -301,8 +302,21 @@ def test_a_user_without_a_name_can_run(tmp_path):
     assert process.returncode == 0 and process.stdout == "nobody\n", process.stderr
 
 
-def test_ctrl_c_during_the_imports_is_one_sentence(tmp_path):
-    path = script(tmp_path, "import runs\nraise KeyboardInterrupt")
-    process = run_python(path)
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_stop_during_the_imports_is_one_sentence(tmp_path, name):
+    """A copy of runs.py beside a `torch` whose import takes long and is interrupted."""
+    shutil.copy(ROOT / "runs.py", tmp_path)
+    (tmp_path / "script.py").write_text("import runs")
+    stop = f"os.kill(os.getpid(), signal.{name})"
+    (tmp_path / "torch.py").write_text(f"import os, signal, time\n{stop}\ntime.sleep(30)")
+    process = run_python(tmp_path / "script.py")
     assert process.returncode == 2
     assert process.stderr == "script.py: interrupted; give the command again.\n"
+
+
+def test_errors_name_the_command_that_explains_the_flags():
+    process = run_python("-m", "tools.make_sample_data", "-nonsense")
+    assert process.returncode == 2
+    assert "`python -m tools.make_sample_data -h` explains all flags" in process.stderr
+    process = run_python(ROOT / "hw2-q2.py", "-nonsense")
+    assert "`python hw2-q2.py -h` explains all flags" in process.stderr

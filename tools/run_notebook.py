@@ -65,12 +65,20 @@ class PrintingClient(NotebookClient):
     def process_message(self, message, cell, cell_index):
         """Print streams as they come; everything else is nbclient's."""
         if message["msg_type"] == "stream":
-            text = message["content"]["text"]
-            stream = sys.stderr if message["content"]["name"] == "stderr" else sys.stdout
-            print(text, end="", file=stream, flush=True)
-            if "\r" in text:  # a bar draws its line again and again
+            content = message["content"]
+            stream = sys.stderr if content["name"] == "stderr" else sys.stdout
+            print(content["text"], end="", file=stream, flush=True)
+            content["text"] = without_bars(content["text"])
+            if not content["text"]:
                 return None
         return super().process_message(message, cell, cell_index)
+
+
+def without_bars(text):
+    """What is left of a stream's text without the lines that a progress bar draws over itself."""
+    before, *drawn = text.split("\r")
+    after = drawn[-1] if drawn and drawn[-1].endswith("\n") else ""
+    return before + after
 
 
 def connection(folder):

@@ -16,6 +16,7 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
 import runs
 from runs import UserError
 

@@ -15,10 +15,12 @@ between the networks, `count_multiply_accumulates` and `accuracy_shifted`.
 
 import math
 import shlex
+import sys
 import time
 from pathlib import Path
 from statistics import mean, stdev
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
 import runs
 import utils
 from runs import UserError

@@ -17,9 +17,12 @@ are equal); n_terms is the K of the text, "..." any leading sizes, such as (batc
 import functools
 import math
 import os
+import sys
 import timeit
 from itertools import combinations_with_replacement, product
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
 import runs
 import utils
 

@@ -78,7 +78,9 @@ def program_name():
     """What is running: the name of a script, or `-m tools.<name>`."""
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
-    return f"-m {spec.name}" if spec else Path(sys.argv[0]).name
+    if spec and sys.argv[0] == main.__file__:
+        return f"-m {spec.name}"
+    return Path(sys.argv[0]).name
 
 
 def _is_ours():
@@ -317,6 +319,27 @@ def check_writable(folder):
     with write_atomically(trial) as temporary:
         temporary.touch()
     trial.unlink(missing_ok=True)
+
+
+def read_text(path):
+    """The text of a file in UTF-8 or, where it says so itself, UTF-16; any kind of line end.
+
+    UserError, which names the trouble, where it cannot be read.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot read {path} ({reason}); fetch it again or correct it.") from error
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text; save it in the encoding UTF-8.") from error
+    text = text.replace("\r\n", "\n")
+    if "\n" not in text:
+        text = text.replace("\r", "\n")  # line ends of the old Mac
+    return text
 
 
 def processor_name():

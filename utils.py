@@ -4,7 +4,6 @@ OCTMNIST: one file, checked and turned into tensors. LJ Speech: clips and transc
 log-mel features, batches. Flags, errors and results files are in runs.py.
 """
 
-import codecs
 import functools
 import hashlib
 import io
@@ -255,7 +254,7 @@ def load_ljspeech(folder):
     if not root.is_dir():
         advice = "set DOWNLOAD=1 to fetch it (2.6 GB), or `make sample` for a stand-in"
         raise UserError(f"{root} does not exist; {advice}.")
-    text = read_text(root / "metadata.csv")
+    text = runs.read_text(root / "metadata.csv")
     clips = _match_rows_to_files(text, root)
     splits, order = split_clips(clips)
 
@@ -267,27 +266,6 @@ def load_ljspeech(folder):
         "split": order,
     }
     return splits, info
-
-
-def read_text(path):
-    """The text of a file in UTF-8 or, where it says so itself, UTF-16; any kind of line end.
-
-    UserError, which names the trouble, where it cannot be read.
-    """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"cannot read {path} ({reason}); fetch it again or correct it.") from error
-    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text; save it in the encoding UTF-8.") from error
-    text = text.replace("\r\n", "\n")
-    if "\n" not in text:
-        text = text.replace("\r", "\n")  # line ends of the old Mac
-    return text
 
 
 def _match_rows_to_files(text, root):

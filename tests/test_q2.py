@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -609,6 +610,48 @@ def test_damaged_files_are_refused(oct_folder):
     np.savez(path, **{**oct_arrays(), "train_images": pickled})
     with pytest.raises(runs.UserError, match="damaged"):  # pickled objects are never loaded
         utils.load_oct_data(oct_folder)
+
+
+@pytest.mark.parametrize(
+    "error, reason",
+    [(PermissionError(13, "Permission denied"), "Permission denied"), (MemoryError(), "memory")],
+)
+def test_a_good_file_that_cannot_be_read_is_not_called_damaged(
+    oct_folder, monkeypatch, error, reason
+):
+    def fail(path):
+        raise error
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(runs.UserError, match=reason) as caught:
+        utils.load_oct_data(oct_folder)
+    assert "damaged" not in str(caught.value) and "delete" not in str(caught.value)
+
+
+def test_memory_that_runs_out_while_unpacking_is_not_called_damage(oct_folder, monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(np, "load", fail)
+    with pytest.raises(runs.UserError, match="too little memory"):
+        utils.load_oct_data(oct_folder)
+
+
+def test_another_dataset_under_the_name_of_octmnist_is_refused(tmp_path):
+    """Such as PneumoniaMNIST: the same format, two classes."""
+    arrays = oct_arrays()
+    for split in ("train", "val", "test"):
+        arrays[f"{split}_labels"] %= 2
+    np.savez(tmp_path / "octmnist.npz", **arrays)
+    with pytest.raises(runs.UserError, match=r"is not OCTMNIST: .* none of drusen, normal"):
+        utils.load_oct_data(tmp_path)
+
+
+def test_surroundings_that_hide_or_misname_modules(oct_folder, tmp_path):
+    hostile = {**os.environ, "PYTHONSAFEPATH": "1", "MPLBACKEND": "no-such-toolkit"}
+    flags = ["-data", oct_folder, "-out", tmp_path / "out", "-epochs", 1]
+    process = run_script("hw2-q2.py", *flags, env=hostile, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
 
 
 BAD_FLAGS = [

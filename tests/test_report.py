@@ -502,6 +502,13 @@ def test_zip_holds_exactly_what_it_should(project, out):
     assert (project / "G07.zip").read_bytes() == first
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_group_that_an_editor_saved_with_a_mark(project, out, encoding):
+    (project / "report" / "group.toml").write_text(FILLED, encoding=encoding)
+    submit(out)
+    assert (project / "G07.zip").exists()
+
+
 @pytest.mark.parametrize(
     "old, new, word",
     [

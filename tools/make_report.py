@@ -202,7 +202,7 @@ def read_group():
     """The entries of report/group.toml; UserError when it is damaged."""
     path = ROOT / "report" / "group.toml"
     try:
-        group = tomllib.loads(path.read_text(encoding="utf-8"))
+        group = tomllib.loads(runs.read_text(path))
         texts = [group[key] for key in ("course", "title", "group", "contributions")]
         if not all(isinstance(text, str) for text in texts + group["members"]):
             raise TypeError("every entry is text")

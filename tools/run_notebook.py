@@ -138,6 +138,8 @@ def main(args):
     if not sys.stderr.isatty():
         os.environ["QUIET"] = "1"  # a log wants no progress bars
     os.environ["COMMAND"] = make_command()
+    for name in ("MPLBACKEND", "PYTHONSAFEPATH"):  # the kernel shows plots, and imports from here
+        os.environ.pop(name, None)
     try:
         execute(notebook)
     finally:

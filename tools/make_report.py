@@ -75,7 +75,7 @@ def report_inputs(out):
     figures = {}
     for name, path in find_figures(out).items():
         figures[name] = "/" + path.relative_to(root).as_posix()
-    index = {"results": read_results(out), "figures": figures}
+    index = {"results": read_results(out), "figures": figures, "group": read_group()}
     return {
         "input": str(ROOT / "report" / "report.typ"),
         "root": str(root),

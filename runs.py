@@ -9,10 +9,10 @@ do next; `run_script` prints it on stderr and ends with exit status 2, without a
 """
 
 import argparse
+import atexit
 import codecs
 import dataclasses
 import dis
-import functools
 import getpass
 import hashlib
 import inspect
@@ -23,15 +23,23 @@ import os
 import platform
 import random
 import shlex
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
+import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 IN_NOTEBOOK = "ipykernel" in sys.modules
-QUIET = True if "QUIET" in os.environ else False if IN_NOTEBOOK else None  # tqdm's `disable`
+
+QUIET = None  # what tqdm's `disable` wants: None draws bars on terminals only
+if IN_NOTEBOOK:
+    QUIET = False
+if os.environ.get("QUIET", "0") != "0":
+    QUIET = True
 
 
 # --------------------------------------------------------------------- before anything is imported
@@ -45,7 +53,9 @@ def _plain_text(error):
 
 
 class PatientStream:
-    """A stream whose reader may go away (`| head`): what is written after that is dropped."""
+    """A stream that may break: its reader goes away (`| head`), its terminal is closed, its disk is
+    full. What is written after that is dropped, and the program goes on.
+    """
 
     def __init__(self, stream):
         self._stream = stream
@@ -53,24 +63,28 @@ class PatientStream:
     def __getattr__(self, name):
         return getattr(self._stream, name)
 
-    def _unless_closed(self, action, *arguments):
+    def _unless_broken(self, action, *arguments):
         try:
             return action(*arguments)
-        except BrokenPipeError:
+        except OSError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())  # also for what Python flushes at its end
             return None
 
     def write(self, text):
-        return self._unless_closed(self._stream.write, text)
+        return self._unless_broken(self._stream.write, text)
+
+    def writelines(self, lines):
+        return self._unless_broken(self._stream.writelines, lines)
 
     def flush(self):
-        return self._unless_closed(self._stream.flush)
+        return self._unless_broken(self._stream.flush)
 
 
 def _end_at_once(number_of_signal, frame):
     """What Ctrl-C does during the imports, where an exception could end anywhere."""
-    print(f"{program_name()}: interrupted; give the command again.", file=sys.stderr, flush=True)
+    name = Path(sys.argv[0]).name
+    print(f"{name}: interrupted; give the command again.", file=sys.stderr, flush=True)
     os._exit(2)
 
 
@@ -83,11 +97,29 @@ def program_name():
     return Path(sys.argv[0]).name
 
 
+SCRIPTS = ("q1_linear_attention.py", "hw2-q2.py", "download_octmnist.py", "transcribe.py")
+
+
 def _is_ours():
-    """Whether the program that runs is one of this repository's, not a test runner or a worker."""
+    """Whether a script or tool of this repository runs: no test runner, worker or other program."""
     file = getattr(sys.modules["__main__"], "__file__", None)
-    here = Path(__file__).resolve().parent
-    return file is not None and Path(file).resolve().parent in (here, here / "tools")
+    if file is None:
+        return False
+    file, here = Path(file).resolve(), Path(__file__).resolve().parent
+    return file.parent == here / "tools" or (file.parent == here and file.name in SCRIPTS)
+
+
+def _use_temporary_home():
+    """Where the home folder cannot be written: caches go to a folder that goes when we end."""
+    with suppress(RuntimeError):  # no home at all
+        if os.access(Path.home(), os.W_OK):
+            return
+    if "MPLCONFIGDIR" in os.environ:  # a worker takes its parent's
+        return
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["MPLCONFIGDIR"] = folder
+    os.environ.setdefault("IPYTHONDIR", folder)
 
 
 def _on_interrupt(handler):
@@ -111,11 +143,15 @@ def prepare_process():
         getpass.getuser()
     except (KeyError, OSError, ImportError):  # an account without an entry, as in a container
         os.environ["USER"] = "nobody"  # torch asks for a name
+    _use_temporary_home()
+    warnings.filterwarnings("ignore", "Failed to setup default root")  # medmnist's, without a home
     if IN_NOTEBOOK:
         return
     codecs.register_error("plain_text", _plain_text)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
+        if stream is None:  # closed by the shell: 2>&-
+            setattr(sys, name, open(os.devnull, "w"))
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="plain_text")
             setattr(sys, name, PatientStream(stream))
@@ -248,10 +284,10 @@ def pick_device(name):
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
+    kind, colon, index = name.partition(":")
     counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}
-    is_index = index == "" or index.isdecimal()
-    if kind not in counts or not is_index or int(index or 0) >= counts[kind]:
+    is_named = index.isdecimal() if colon else True
+    if kind not in counts or not is_named or int(index or 0) >= counts[kind]:
         raise UserError(f"this machine has no usable device '{name}'; choose auto or cpu.")
     return torch.device(name)
 
@@ -277,7 +313,9 @@ def configure_seed(seed):
 
 def random_state():
     """The state of torch's generators, the only ones that training draws from."""
-    state = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+    state = {"cpu": torch.get_rng_state(), "cuda": []}
+    if torch.cuda.is_initialized():  # asking would initialise every GPU
+        state["cuda"] = torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available():
         state["mps"] = torch.mps.get_rng_state()
     return state
@@ -321,21 +359,23 @@ def check_writable(folder):
     trial.unlink(missing_ok=True)
 
 
-def read_text(path):
+def read_text(path, advice="correct it"):
     """The text of a file in UTF-8 or, where it says so itself, UTF-16; any kind of line end.
 
-    UserError, which names the trouble, where it cannot be read.
+    UserError, which names the trouble and gives the advice, where it cannot be read.
     """
     try:
         content = Path(path).read_bytes()
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"cannot read {path} ({reason}); fetch it again or correct it.") from error
+        raise UserError(f"cannot read {path} ({reason}); {advice}.") from error
     is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text; save it in the encoding UTF-8.") from error
+    if text.count("\0") > len(text) // 4:
+        raise UserError(f"{path} looks like UTF-16; save it in the encoding UTF-8.")
     text = text.replace("\r\n", "\n")
     if "\n" not in text:
         text = text.replace("\r", "\n")  # line ends of the old Mac
@@ -420,11 +460,14 @@ def load_result(out, run, command="the command that makes it"):
     if not path.exists():
         raise UserError(f"{path} does not exist; run {command} first.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror or error}).") from error
     except ValueError as error:
         raise UserError(f"{path} is damaged; run {command} again.") from error
+    if not isinstance(result, dict) or "question" not in result:
+        raise UserError(f"{path} is no results file; run {command} again.")
+    return result
 
 
 # ------------------------------------------------------------------------------------- checkpoints
@@ -444,31 +487,35 @@ def load_checkpoint(path, identity=None):
 
     `identity` None: whatever it belongs to. Where only the "code" of the identity differs, the
     definitions were edited: the file is kept under another name, one line says so, and the result
-    is None. UserError for another config or other data, and for a damaged file.
+    is None. UserError for another config or other data, and for a file that is damaged or none of
+    ours.
     """
     path = Path(path)
-    if not path.exists():
-        return None
     try:
         content = path.read_bytes()
-    except (OSError, MemoryError) as error:
-        reason = getattr(error, "strerror", None) or "too little memory"
-        raise UserError(f"cannot read the checkpoint {path} ({reason}).") from error
-    try:
         saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        found, state = saved["identity"], saved["state"]
-    except MemoryError as error:
-        raise UserError(f"there is too little memory to read the checkpoint {path}.") from error
-    except Exception as error:  # a damaged file raises a dozen types; nothing else happens here
-        advice = "delete it to start this run again"
-        raise UserError(f"the checkpoint {path} is damaged; {advice}.") from error
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot read the checkpoint {path} ({reason}).") from error
+    except Exception as error:  # a damaged file raises a dozen types
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            reason = "too little memory"
+            raise UserError(f"cannot read the checkpoint {path} ({reason}).") from error
+        advice = "delete it, or name another file"
+        raise UserError(f"the checkpoint {path} is damaged or none; {advice}.") from error
+    if not isinstance(saved, dict) or not {"identity", "state"} <= saved.keys():
+        raise UserError(f"{path} is no checkpoint of this repository; name another file.")
+    found, state = saved["identity"], saved["state"]
     if identity is None:
         return state
     changed = sorted(key for key in identity if identity[key] != found.get(key))
     if changed == ["code"]:
         kept = path.with_name(f"{path.stem}-code-{str(found.get('code'))[:8]}{path.suffix}")
         path.replace(kept)
-        print(f"{path.stem}: its code was edited, so it starts anew (old checkpoint: {kept.name})")
+        reason = "its code (or Python) has changed"
+        print(f"{path.stem}: {reason}, so it starts anew (old checkpoint: {kept.name})", flush=True)
         return None
     if changed:
         other = " and ".join(changed)
@@ -478,16 +525,16 @@ def load_checkpoint(path, identity=None):
 
 
 # ------------------------------------------------------------------------ has the code been edited?
-def code_hash(*definitions):
+def code_hash(*definitions, without=()):
     """A hash of what these functions and classes do: 16 hexadecimal digits.
 
-    Whatever else of the same module they name counts too: functions, classes, and constants in
-    capitals. Comments and layout do not count. It hashes byte code rather than text, because the
-    cell of a notebook may have been edited after it was run.
+    Whatever else of the same module they name counts too, `without` excepted: functions, classes,
+    and constants in capitals. Comments, docstrings and layout do not count. It hashes byte code
+    rather than text, because the cell of a notebook may have been edited after it was run.
     """
     texts = [f"Python {sys.version_info.major}.{sys.version_info.minor}"]
     waiting = list(definitions)
-    seen = []
+    seen = list(without)
     while waiting:
         definition = waiting.pop(0)
         if any(definition is other for other in seen):
@@ -495,33 +542,52 @@ def code_hash(*definitions):
         seen.append(definition)
         if inspect.isclass(definition):
             texts.append(_constants_of_class(definition))
-            waiting += [b for b in definition.__bases__ if b.__module__ == definition.__module__]
+            waiting += _classes_and_factories_of_class(definition)
         for function in _functions_of(definition):
-            texts.append(f"{function.__qualname__} {_simple(function.__defaults__ or ())}")
+            texts.append(f"{function.__qualname__} {_defaults_of(function)}")
             texts.append(_text_of_code(function.__code__))
             for name in sorted(_names_in(function.__code__)):
                 value = function.__globals__.get(name)
-                if name.isupper() and _simple([value]):
+                if name.isupper() and _is_simple(value):
                     texts.append(f"{name} = {value!r}")
-                elif any(f.__module__ == function.__module__ for f in _functions_of(value)):
+                elif getattr(value, "__module__", None) == function.__module__:
                     waiting.append(value)
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
-def _simple(values):
-    """Those of the values whose repr says what they are."""
-    return [value for value in values if isinstance(value, (int, float, str, tuple))]
+def _is_simple(value):
+    """Whether the repr of a value says all of it, and the same in every process."""
+    if isinstance(value, dict):
+        return _is_simple([*value.keys(), *value.values()])
+    if isinstance(value, (tuple, list)):
+        return all(_is_simple(item) for item in value)
+    return value is None or isinstance(value, (int, float, str))
+
+
+def _defaults_of(function):
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items()]
+    return [value for value in defaults if _is_simple(value)]
 
 
 def _constants_of_class(definition):
-    members = {k: v for k, v in vars(definition).items() if _simple([v]) and k[:2] != "__"}
-    return f"{definition.__name__} {[base.__name__ for base in definition.__bases__]} {members}"
+    constants = {}
+    for name, value in vars(definition).items():
+        if _is_simple(value) and not name.startswith("__"):
+            constants[name] = value
+    return f"{definition.__name__} {[base.__name__ for base in definition.__bases__]} {constants}"
+
+
+def _classes_and_factories_of_class(definition):
+    """Its base classes of the same module and, of a dataclass, what makes its default values."""
+    found = [base for base in definition.__bases__ if base.__module__ == definition.__module__]
+    for field in getattr(definition, "__dataclass_fields__", {}).values():
+        if field.default_factory is not dataclasses.MISSING:
+            found.append(field.default_factory)
+    return found
 
 
 def _functions_of(definition):
-    """The functions that a class, a partial or a (decorated) function consists of."""
-    if isinstance(definition, functools.partial):
-        definition = definition.func
+    """The functions that a class or a (decorated) function consists of."""
     members = vars(definition).values() if inspect.isclass(definition) else [definition]
     functions = []
     for member in members:
@@ -537,15 +603,19 @@ def _functions_of(definition):
 
 def _text_of_code(code):
     """The instructions and constants of a code object, those of inner functions included."""
-    constants = []
-    for constant in code.co_consts:
+    constants = list(code.co_consts)
+    is_named = not code.co_name.startswith("<")  # no lambda, no comprehension
+    if is_named and constants and isinstance(constants[0], str):
+        del constants[0]  # the docstring
+    texts = []
+    for constant in constants:
         if inspect.iscode(constant):
-            constants.append(_text_of_code(constant))
+            texts.append(_text_of_code(constant))
         elif isinstance(constant, frozenset):
-            constants.append(str(sorted(map(repr, constant))))  # its own order varies
+            texts.append(str(sorted(map(repr, constant))))  # its own order varies
         else:
-            constants.append(repr(constant))
-    return f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {constants}"
+            texts.append(repr(constant))
+    return f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {texts}"
 
 
 def _names_in(code):
@@ -581,6 +651,17 @@ def _begin_worker(parent):
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _start_quiet_tracker():
+    """Start joblib's helper process so that a closed terminal does not make it print traces."""
+    if not hasattr(signal, "SIGHUP") or threading.current_thread() is not threading.main_thread():
+        return
+    from joblib.externals.loky.backend import resource_tracker
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the new process inherits
+    resource_tracker.ensure_running()
+    signal.signal(signal.SIGHUP, before)
+
+
 def side_by_side(function, jobs, n_processes=None, after_a_kill="close other programs"):
     """Yield `function(*job)` for every job, in order, computed on several processes.
 
@@ -590,6 +671,7 @@ def side_by_side(function, jobs, n_processes=None, after_a_kill="close other pro
     import joblib
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+    _start_quiet_tracker()
     n_processes = max(1, min(n_processes or usable_cpus(), len(jobs)))
     start = {"initializer": _begin_worker, "initargs": (os.getpid(),)} if n_processes > 1 else {}
     parallel = joblib.Parallel(n_processes, return_as="generator", **start)

@@ -13,6 +13,7 @@ import shutil
 import tarfile
 import textwrap
 from pathlib import Path
+from zipfile import BadZipFile
 
 import runs
 from runs import UserError
@@ -34,7 +35,7 @@ def save_figure(figure, out, name, source):
     """
     letters_in_a_line = int(20 * figure.get_figwidth())
     label = textwrap.fill(f"data: {source}", letters_in_a_line)
-    figure.suptitle(label, fontsize=7, color="dimgray")
+    figure.suptitle(label, fontsize=7, color="dimgray", parse_math=False)
     for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", None)):
         path = Path(out) / "figures" / f"{name}.{suffix}"
         with runs.write_atomically(path) as temporary:
@@ -152,11 +153,11 @@ def load_oct_data(folder):
 
 
 def _read_oct_file(path):
-    if not path.is_file():
-        advice = "`make data` fetches it, `make sample` writes a stand-in"
-        raise UserError(f"{path} does not exist; {advice}.")
     try:
         return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        advice = "`make data` fetches it, `make sample` writes a stand-in"
+        raise UserError(f"{path} does not exist; {advice}.") from error
     except MemoryError as error:
         raise UserError(
             f"there is too little memory to read {path}; close other programs."
@@ -251,17 +252,21 @@ def load_ljspeech(folder):
     Raises UserError for anything that is missing or malformed.
     """
     root = Path(folder) / "LJSpeech-1.1"
-    if not root.is_dir():
+    try:
+        root.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
         advice = "set DOWNLOAD=1 to fetch it (2.6 GB), or `make sample` for a stand-in"
-        raise UserError(f"{root} does not exist; {advice}.")
-    text = runs.read_text(root / "metadata.csv")
+        raise UserError(f"{root} does not exist; {advice}.") from error
+    except OSError as error:
+        advice = "make it readable or name another folder"
+        raise UserError(f"cannot read {root} ({error.strerror or error}); {advice}.") from error
+    text = runs.read_text(root / "metadata.csv", advice="fetch it again or correct it")
     clips = _match_rows_to_files(text, root)
     splits, order = split_clips(clips)
 
-    sizes = "".join(f"{path.name} {path.stat().st_size} " for _, _, path in clips)
     info = {
         "source": _label_of_corpus(root, clips),
-        "sha256": hashlib.sha256((text + sizes).encode()).hexdigest(),
+        "sha256": _hash_of_corpus(text, clips),
         "counts": {split: len(rows) for split, rows in splits.items()},
         "split": order,
     }
@@ -270,12 +275,16 @@ def load_ljspeech(folder):
 
 def _match_rows_to_files(text, root):
     """[(id, normalised transcript, path)] of metadata.csv; UserError names a wrong row."""
-    wavs = root / "wavs"
-    if not wavs.is_dir():
-        raise UserError(f"{root} has no folder wavs/ with the clips; fetch it again.")
+    try:
+        paths = sorted((root / "wavs").iterdir())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{root} has no folder wavs/ with the clips; fetch it again.") from error
+    except OSError as error:
+        reason = f"cannot read {root / 'wavs'} ({error.strerror or error})"
+        raise UserError(f"{reason}; make it readable or name another folder.") from error
     files = {}
-    for path in sorted(wavs.iterdir()):
-        if path.suffix in (".wav", ".flac"):
+    for path in paths:
+        if path.suffix.lower() in (".wav", ".flac"):
             files[path.stem] = path
 
     clips, seen = [], set()
@@ -287,12 +296,12 @@ def _match_rows_to_files(text, root):
             raise UserError(f"{where} {found}; correct or remove it.")
         name, _, transcript = columns
         problem = None
-        if name not in files:
-            problem = "no clip in wavs/"
-        if name in seen:
-            problem = "an id seen before"
         if not transcript:
             problem = "no text"
+        elif name in seen:
+            problem = "an id seen before"
+        elif name not in files:
+            problem = "no clip in wavs/"
         if problem:
             raise UserError(f"{where} ('{name}') has {problem}; correct or remove it.")
         seen.add(name)
@@ -308,9 +317,12 @@ def split_clips(clips):
     """Divide clips, in order, into training, validation and test: (splits, how, in words).
 
     LJ Speech as a whole: the official 9,825, 655 and 2,620. A part of it: what is officially test
-    stays test, and of the clips before, the last twentieth is for validation. Another corpus: the
-    first 75 %, the next 5 % and the last 20 %.
+    stays test, and of the clips before, the last twentieth is for validation. Another corpus, and
+    a part of LJ Speech without any or with hardly anything but official test clips: the first
+    75 %, the next 5 % and the last 20 %.
     """
+    if _is_ljspeech(clips):
+        clips = sorted(clips)  # whatever the order of the rows
     n = len(clips)
     if n < 4:
         raise UserError(f"the corpus has {n} clips; training, validation and test need at least 4.")
@@ -335,6 +347,21 @@ def split_clips(clips):
 
 def _is_ljspeech(clips):
     return all(name.startswith("LJ0") for name, _, _ in clips)
+
+
+def _hash_of_corpus(text, clips):
+    """A hash of the metadata and of every clip's name, size and middle (4 kB: 13,100 files)."""
+    digest = hashlib.sha256(text.encode())
+    for _, _, path in clips:
+        try:
+            with open(path, "rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(size // 2)
+                digest.update(f"{path.name} {size} ".encode() + file.read(4096))
+        except OSError as error:
+            reason = f"cannot read {path} ({error.strerror or error})"
+            raise UserError(f"{reason}; make it readable or remove its row.") from error
+    return digest.hexdigest()
 
 
 def _label_of_corpus(root, clips):
@@ -385,17 +412,24 @@ def read_audio(path, advice="fetch it again or remove its row in metadata.csv"):
     from scipy.signal import resample_poly
 
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; {advice}.")
     try:
-        promised = soundfile.info(path).frames
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)  # (n, channels)
-    except (OSError, RuntimeError) as error:
+        with open(path, "rb") as file:
+            is_cut = _is_cut_wav(file)
+            promised = soundfile.info(file).frames
+            file.seek(0)
+            samples, rate = soundfile.read(file, dtype="float32", always_2d=True)  # (n, channels)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; {advice}.") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror or error}); {advice}.") from error
+    except RuntimeError as error:  # soundfile's
         raise UserError(f"{path} is no readable sound file; {advice}.") from error
-    if len(samples) < promised or _is_cut_wav(path):
+    if is_cut or len(samples) < promised:
         raise UserError(f"{path} is cut short: its header promises more sound; {advice}.")
-    if len(samples) * SAMPLE_RATE < N_FFT * rate or not np.isfinite(samples).all():
-        raise UserError(f"{path} is empty or damaged; {advice}.")
+    if len(samples) * SAMPLE_RATE < N_FFT * rate:
+        raise UserError(f"{path} holds less sound than one window of 46 ms; {advice}.")
+    if not np.isfinite(samples).all():
+        raise UserError(f"{path} holds samples that are no numbers; {advice}.")
 
     mono = samples.mean(axis=1)  # (n,)
     if rate != SAMPLE_RATE:
@@ -404,13 +438,17 @@ def read_audio(path, advice="fetch it again or remove its row in metadata.csv"):
     return torch.from_numpy(np.ascontiguousarray(mono, dtype=np.float32))
 
 
-def _is_cut_wav(path):
-    """Whether a RIFF file is shorter than its header says (streams promise about 4 GB: unknown)."""
-    with open(path, "rb") as file:
-        header = file.read(8)
-    promised = int.from_bytes(header[4:8], "little") + 8
-    is_riff = header[:4] == b"RIFF" and promised < 2**31
-    return is_riff and path.stat().st_size < promised
+def _is_cut_wav(file):
+    """Whether an open RIFF file is shorter than its header says; leaves it at its beginning.
+
+    Streams of unknown length promise about 4 GB, and some recorders count the 8 bytes of the
+    header twice.
+    """
+    header = file.read(8)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    promised = int.from_bytes(header[4:8], "little")
+    return header[:4] == b"RIFF" and size < promised < 2**31
 
 
 @functools.cache
@@ -448,8 +486,9 @@ def _clip_features(path):
 def load_features(splits, out):
     """Log-mel features of every clip: {split: [(T, N_MELS) float16 tensor per clip]}.
 
-    Computed once and kept in `out`/features/<key>.npz. The key is a hash of the code that makes
-    features and of every file's name, size and time.
+    Computed once and kept in `out`/features/<key>.npz (1 GB for all of LJ Speech). The key is a
+    hash of the code that makes features and of every file's name, size and time; files of former
+    keys are left where they are.
     """
     paths = [path for rows in splits.values() for _, _, path in rows]
     key = hashlib.sha256(runs.code_hash(_clip_features).encode())
@@ -459,7 +498,7 @@ def load_features(splits, out):
     cache = Path(out) / "features" / f"{key.hexdigest()[:16]}.npz"
     try:
         frames, lengths = _read_features(cache)
-    except Exception:  # no cache yet, or a damaged one: compute it (again)
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # none yet, or a damaged one
         frames, lengths = _compute_features(paths)
         with runs.write_atomically(cache) as temporary, open(temporary, "wb") as file:
             np.savez(file, frames=frames, lengths=lengths)

@@ -37,14 +37,16 @@ def run_python(*words, cwd=ROOT, timeout=120, **options):
         capture_output=True,
         text=True,
         timeout=timeout,
-        preexec_fn=restore_interrupt if os.name == "posix" else None,
+        preexec_fn=restore_interrupts if os.name == "posix" else None,
         **options,
     )
 
 
-def restore_interrupt():
-    """In a child: take SIGINT as usual. A shell starts background jobs with SIGINT ignored."""
+def restore_interrupts():
+    """In a child: take signals as usual. Shells and `nohup` start programs that ignore some."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def run_script(name, *arguments, **options):

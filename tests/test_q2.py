@@ -19,7 +19,7 @@ from conftest import (
     assert_one_sentence,
     load_script,
     oct_arrays,
-    restore_interrupt,
+    restore_interrupts,
     run_python,
     run_script,
 )
@@ -253,7 +253,7 @@ def start_and_stop(script, *flags, file, how):
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        preexec_fn=restore_interrupt,
+        preexec_fn=restore_interrupts,
     )
     while not file.exists() and process.poll() is None:
         time.sleep(0.02)

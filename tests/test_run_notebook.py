@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from conftest import ROOT, assert_one_sentence, restore_interrupt, run_python
+from conftest import ROOT, assert_one_sentence, restore_interrupts, run_python
 from runs import UserError
 from tools import run_notebook
 
@@ -151,7 +151,7 @@ def test_the_kernel_ends_with_its_parent(tmp_path, name):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=restore_interrupt,
+        preexec_fn=restore_interrupts,
     )
     kernel = int(process.stdout.readline())
     process.send_signal(getattr(signal, name))

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import functools
 import os
 import shutil
 import signal
@@ -12,7 +11,7 @@ import textwrap
 import time
 
 import runs
-from conftest import ROOT, run_python
+from conftest import ROOT, restore_interrupts, run_python
 from runs import UserError
 
 import psutil
@@ -93,7 +92,7 @@ def test_edited_code_starts_anew_and_keeps_the_old_checkpoint(tmp_path, capsys):
     runs.save_checkpoint(path, {"config": 1, "code": "aaaa"}, {"epoch": 1})
     assert runs.load_checkpoint(path, {"config": 1, "code": "aaaa"}) == {"epoch": 1}
     assert runs.load_checkpoint(path, {"config": 1, "code": "bbbb"}) is None
-    assert "its code was edited" in capsys.readouterr().out
+    assert "its code (or Python) has changed" in capsys.readouterr().out
     assert runs.load_checkpoint(tmp_path / "run-code-aaaa.pt") == {"epoch": 1}
     runs.save_checkpoint(path, {"config": 1, "code": "aaaa"}, {"epoch": 1})
     with pytest.raises(UserError, match="other code and config"):
@@ -119,13 +118,22 @@ def test_a_damaged_checkpoint_says_so(tmp_path):
 
 # ------------------------------------------------------------------------ has the code been edited?
 BASE = """
+from dataclasses import dataclass, field
 LIMIT = 3
-def helper(x, y=2):
-    return x * y
+NAMES = {"a": [1, 2]}
+class Cache:
+    def grow(self):
+        return 5
+@dataclass
+class State:
+    cache: Cache = field(default_factory=Cache)
+def helper(x, y=2, *, z=1):
+    "What it does."
+    return x * y * z + len(NAMES)
 class Layer:
     size = 4
     def forward(self, x):
-        return helper(x) + LIMIT
+        return helper(x) + LIMIT + State().cache.grow()
     @property
     def width(self):
         return self.size
@@ -140,7 +148,7 @@ def plot(x):
 def hash_of(source):
     namespace = {"__name__": "somewhere"}
     exec(compile(source, "cell", "exec"), namespace)
-    return runs.code_hash(namespace["train"], functools.partial(namespace["Layer"], 1))
+    return runs.code_hash(namespace["train"], namespace["Layer"])
 
 
 @pytest.mark.parametrize(
@@ -148,6 +156,9 @@ def hash_of(source):
     [
         ("x * y", "x + y"),  # a function that a method calls
         ("y=2", "y=3"),  # its default
+        ("z=1", "z=2"),  # one that is given by name alone
+        ("[1, 2]", "[1, 3]"),  # a dictionary
+        ("return 5", "return 6"),  # a method of what makes a dataclass's default
         ("LIMIT = 3", "LIMIT = 4"),  # a constant
         ("size = 4", "size = 5"),  # of a class
         ("return self.size", "return self.size + 1"),  # a property
@@ -160,9 +171,20 @@ def test_an_edit_changes_the_hash(old, new):
 
 
 def test_comments_layout_and_what_is_not_used_do_not_change_the_hash():
-    edited = "# a comment\n\n" + BASE.replace("return x * y", "return (x  # why\n     * y)")
+    edited = "# a comment\n\n" + BASE.replace("x * y * z", "(x * y  # why\n     * z)")
+    edited = edited.replace("What it does.", "What it really does.")
     edited = edited.replace("def plot(x):\n    return x", "def plot(x):\n    return 2 * x")
     assert edited != BASE and hash_of(edited) == hash_of(BASE)
+
+
+def test_what_is_left_out_does_not_change_the_hash():
+    def hash_without_cache(source):
+        namespace = {"__name__": "somewhere"}
+        exec(compile(source, "cell", "exec"), namespace)
+        return runs.code_hash(namespace["train"], without=[namespace["Cache"]])
+
+    edited = BASE.replace("return 5", "return 6")
+    assert hash_without_cache(edited) == hash_without_cache(BASE) != hash_of(BASE)
 
 
 def test_the_hash_is_the_same_in_every_process():
@@ -220,7 +242,7 @@ def test_a_killed_worker_ends_in_one_sentence(tmp_path):
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
 def test_workers_end_with_their_parent(tmp_path, name):
     path = script(tmp_path, "KILL, SECONDS = False, 60\n" + WORK)
-    restore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    restore = {"preexec_fn": restore_interrupts}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen([sys.executable, path], **pipes, **restore)
     workers = [int(process.stdout.readline()) for _ in range(2)]
@@ -306,12 +328,12 @@ def test_a_user_without_a_name_can_run(tmp_path):
 def test_a_stop_during_the_imports_is_one_sentence(tmp_path, name):
     """A copy of runs.py beside a `torch` whose import takes long and is interrupted."""
     shutil.copy(ROOT / "runs.py", tmp_path)
-    (tmp_path / "script.py").write_text("import runs")
+    (tmp_path / "transcribe.py").write_text("import runs")
     stop = f"os.kill(os.getpid(), signal.{name})"
     (tmp_path / "torch.py").write_text(f"import os, signal, time\n{stop}\ntime.sleep(30)")
-    process = run_python(tmp_path / "script.py")
+    process = run_python(tmp_path / "transcribe.py")
     assert process.returncode == 2
-    assert process.stderr == "script.py: interrupted; give the command again.\n"
+    assert process.stderr == "transcribe.py: interrupted; give the command again.\n"
 
 
 def test_errors_name_the_command_that_explains_the_flags():

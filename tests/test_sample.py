@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import utils
-from conftest import ROOT, SHARED, restore_interrupt, run_tool
+from conftest import ROOT, SHARED, restore_interrupts, run_tool
 from runs import UserError
 from tools import make_sample_data, sample_images, sample_speech
 
@@ -390,7 +390,7 @@ def interrupt_half_way(out, n_clips, number):
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=restore_interrupt,
+        preexec_fn=restore_interrupts,
     )
     deadline = time.monotonic() + 30
     while len(list(out.rglob("[!.]*.wav"))) < 3:

@@ -5,12 +5,13 @@ PYTHON ?= python3
 PY := .venv/bin/python
 SAMPLE := $(if $(subst sample,,$(DATA)),,sample)# where DATA is the sample, it is made first
 
+unexport PYTHONSAFEPATH  # scripts and tools import from this folder
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help run test data sample q1 q2 q3 notebook report readme submission bench faults lint
 
 help:  ## list the targets
-	@grep -hE '^[a-z0-9]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
+	@awk -F ':.*## *' '/^[a-z0-9]+:.*##/ {printf "%-12s%s\n", $$1, $$2}' Makefile
 	@echo "Settings: DATA=$(DATA) OUT=$(OUT); real data: make data, then make run DATA=data OUT=report"
 
 run: .venv/ready $(SAMPLE)  ## everything that exists, on DATA into OUT (default: the embedded sample)

@@ -262,9 +262,9 @@ def train_run(name, config, out, command, position):
     result["multiply_accumulates"] = count_multiply_accumulates(model)
 
     checkpoint = checkpoint_path(out, name)
-    code = runs.code_hash(CNN, make_optimizer, train)
-    without_path = {**config, "data": None}  # what the data holds counts, not where it lies
-    identity = {"config": without_path, "data": data, "code": code}
+    code = runs.code_hash(CNN, make_optimizer, train, utils.load_oct_data)
+    what = {**config, "data": None, "device": None}  # not where the data lies and who computes
+    identity = {"config": what, "data": data, "code": code}
     saved = runs.load_checkpoint(checkpoint, identity)
     if saved is not None:
         model.load_state_dict(saved["model"])
@@ -340,15 +340,18 @@ def train_runs(planned, out):
     for position, (name, config) in enumerate(planned.items()):
         jobs.append((name, config, out, command, position))
     advice = "close other programs, and the same command goes on from the saved epochs"
-    results = list(runs.side_by_side(train_run, jobs, n_processes(len(jobs)), advice))
-    for name in planned:  # only now: a search that is interrupted keeps what it has
+    return list(runs.side_by_side(train_run, jobs, n_processes(len(jobs)), advice))
+
+
+def delete_checkpoints(planned, out):
+    """When everything is saved and drawn; a search that is interrupted before keeps what it has."""
+    for name in planned:
         checkpoint_path(out, name).unlink(missing_ok=True)
-    return results
 
 
 def load_runs(planned, out):
     """The results of `planned` ({name: config}) as they were saved; UserError if one is missing."""
-    command = runs.command_line().replace(" --plot_only", "").replace(" -plot_only", "")
+    command = runs.command_line(without=("-plot_only", "--plot_only"))
     results = [runs.load_result(out, name, f"`{command}`") for name in planned]
     if any(result["status"] == "interrupted" for result in results):
         raise UserError("a run was interrupted; finish it by the same command without -plot_only.")
@@ -558,16 +561,19 @@ def main(args):
     else:
         results = train_runs(planned, args.out)
 
+    rows = summarise(results)
+    is_search = len(rows) > 1 or (args.no_maxpool and "best" in args.learning_rate)
+    if is_search:
+        save_search(results, rows, best_row(rows), args.out)
     draw_curves(results, "train_loss", "Training loss", args.out)
     draw_curves(results, "val_accuracy", "Validation accuracy", args.out)
-    rows = summarise(results)
+    if not args.plot_only:
+        delete_checkpoints(planned, args.out)
+
     print_table(rows)
     best = best_row(rows)
-    is_search = len(rows) > 1
-    is_strided_at_best = args.no_maxpool and "best" in args.learning_rate
-    if is_search or is_strided_at_best:
+    if is_search:
         print(f"best by validation accuracy: learning rate {best['learning_rate']:g}")
-        save_search(results, rows, best, args.out)
     print(f"data: {results[0]['data']['source']}; results and figures are in {args.out}/")
 
 

@@ -710,7 +710,8 @@ def main(args):
     runs.check_writable(args.out)
     if not args.plot_only:
         runs.save_result(args.out, measure_all(args))
-    result = runs.load_result(args.out, "q1")
+    command = f"`python q1_linear_attention.py -out {args.out}`"
+    result = runs.load_result(args.out, "q1", command)
     draw(result, args.out)
     print_summary(result)
     print(f"data: {result['data']['source']}; results and figures are in {args.out}/")

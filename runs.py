@@ -221,9 +221,10 @@ def run_script(main, parser, after_interrupt="give the command again"):
         parser.exit(2, f"{parser.prog}: interrupted; {after_interrupt}.\n")
 
 
-def command_line():
-    """The command that is running, as one would type it."""
-    return f"python {program_name()} {shlex.join(sys.argv[1:])}".strip()
+def command_line(without=()):
+    """The command that is running, as one would type it, `without` some of its words."""
+    words = [word for word in sys.argv[1:] if word not in without]
+    return f"python {program_name()} {shlex.join(words)}".strip()
 
 
 # -------------------------------------------------------------------------- settings of a notebook

@@ -1,6 +1,6 @@
 """Write down what is said in sound files, with the trained model of Question 3.
 
-    python transcribe.py a.wav b.flac ...
+    python transcribe.py -model build/sample/checkpoints/q3-transformer.pt a.wav b.flac ...
 
 Prints one line for each file, in the order given: its path, a tab, its text; nothing else on
 stdout. Takes any format and sample rate that soundfile reads. Recordings of more than ten seconds
@@ -88,8 +88,8 @@ def beam_search(model, features, max_tokens, beam=BEAM, ctc_share=CTC_SHARE):
     """
     device = features.device
     z, mask = model.encoder(features[None], torch.tensor([len(features)], device=device))
-    log_p = model.ctc(z)[0].float().log_softmax(dim=-1).cpu().double().numpy()  # (S, V)
-    prefix_score = PrefixScore(log_p)
+    log_p_ctc = model.ctc(z)[0].float().log_softmax(dim=-1)  # (S, V)
+    prefix_score = PrefixScore(log_p_ctc.cpu().double().numpy())
 
     texts = torch.tensor([[START]])  # (W, L)
     decoder_scores = np.zeros(1)  # (W,)
@@ -99,8 +99,8 @@ def beam_search(model, features, max_tokens, beam=BEAM, ctc_share=CTC_SHARE):
         logits = model.decoder(
             texts.to(device), z.expand(n_texts, -1, -1), mask.expand(n_texts, -1, -1, -1)
         )
-        log_p = logits[:, -1].float().log_softmax(dim=-1).cpu().double().numpy()  # (W, V)
-        decoder = decoder_scores[:, None] + log_p
+        log_p = logits[:, -1].float().log_softmax(dim=-1)  # (W, V), of the next token
+        decoder = decoder_scores[:, None] + log_p.cpu().double().numpy()
         ctc, sums = prefix_score.continuations(texts[:, -1].numpy())
         scores = (1 - ctc_share) * decoder + ctc_share * ctc  # (W, V)
         scores[:, [START, PAD]] = -np.inf
@@ -147,8 +147,12 @@ def load_model(path, device="cpu"):
     if state is None:
         raise UserError(f"there is no model {path}; name one with -model.")
     definitions = load_definitions()
-    model = definitions["SpeechToText"](definitions["ModelSizes"](**state["sizes"]))
-    model.load_state_dict({name: tensor.float() for name, tensor in state["model"].items()})
+    try:
+        model = definitions["SpeechToText"](definitions["ModelSizes"](**state["sizes"]))
+        model.load_state_dict({name: tensor.float() for name, tensor in state["model"].items()})
+    except (KeyError, TypeError, RuntimeError) as error:
+        problem = "is no model of this notebook, or of one that was edited since"
+        raise UserError(f"{path} {problem}; name another with -model.") from error
     return model.to(device).eval()
 
 
@@ -156,7 +160,9 @@ def transcribe(model, path):
     """What `model` writes down for the sound file `path`; UserError if that cannot be read."""
     model.eval()
     device = next(model.parameters()).device
-    max_tokens = getattr(model.decoder, "positions", torch.empty(250)).shape[0] - 1
+    max_tokens = 250
+    if hasattr(model.decoder, "positions"):
+        max_tokens = len(model.decoder.positions) - 1
     texts = []
     samples = utils.read_audio(path, advice="name another sound file")
     for piece in cut_at_silences(samples):

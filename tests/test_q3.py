@@ -74,7 +74,8 @@ def test_attention_equals_torchs(kind):
 
 def test_attention_equals_the_written_formula():
     torch.manual_seed(0)
-    attention = q3.MultiHeadAttention(6, 2).eval()
+    attention = q3.MultiHeadAttention(6, 2)
+    attention.keeps_weights = True
     x, z = torch.randn(1, 4, 6), torch.randn(1, 3, 6)
     heads = []
     for rows in (slice(0, 3), slice(3, 6)):  # head i uses rows of W^Q, W^K, W^V
@@ -399,12 +400,50 @@ def test_fine_tuning_starts_from_the_given_checkpoint(tmp_path):
     sizes = space["sizes_for"](space["corpus"], "transformer", 0.1)
     longer = space["SpeechToText"](replace(sizes, n_positions=50))
     own = longer.decoder.positions[40:].clone()
-    space["load_weights"](longer, folder, "transformer")
+    space["load_weights"](longer, folder)
     for (name, a), b in zip(trained.named_parameters(), longer.parameters()):
         assert torch.equal(a, b[: len(a)]), name
     assert torch.equal(longer.decoder.positions[40:], own)  # what the checkpoint lacks
+    lstm = space["SpeechToText"](replace(sizes, decoder="lstm"))
     with pytest.raises(UserError, match="no q3-lstm"):
-        space["load_weights"](longer, folder, "lstm")
+        space["load_weights"](lstm, folder)
+    (folder / "q3-transformer.pt").rename(folder / "q3-lstm.pt")
+    with pytest.raises(UserError, match="is of other code"):
+        space["load_weights"](lstm, folder)
+
+
+def test_a_base_that_was_trained_again_is_fine_tuned_again(tmp_path):
+    """The start of a fine-tuned run is what its base holds, however its folder is written."""
+    write_corpus(tmp_path)
+    base = training_space(tmp_path)
+    run_training(base, "lstm")
+    folder = tmp_path / "out" / "checkpoints"
+    tuned = {"INIT_FROM": str(folder), "TAG": "-tuned", "EPOCHS": "1"}
+    run_training(training_space(tmp_path, **tuned), "lstm")
+    again = {**tuned, "INIT_FROM": f"{folder}/../checkpoints/"}
+    run_training(training_space(tmp_path, **again), "lstm")  # goes on
+    (folder / "q3-lstm.pt").unlink()
+    run_training(training_space(tmp_path, SEED="7"), "lstm")
+    with pytest.raises(UserError, match="other config"):
+        run_training(training_space(tmp_path, **tuned), "lstm")
+
+
+def test_an_edit_of_one_decoder_leaves_the_other_trained(tmp_path, capsys):
+    write_corpus(tmp_path)
+    run_training(training_space(tmp_path), "lstm")
+    space = training_space(tmp_path)
+    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+        if "class TextDecoderTransformer" in cell.source:
+            exec(cell.source.replace("sinusoids(on_the_clock, d)", "torch.zeros(9, 9)"), space)
+    run_training(space, "lstm")
+    assert "was trained before" in capsys.readouterr().out
+    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+        if "class ClipCache" in cell.source:
+            exec(cell.source.replace("if self.k is None", "if True"), space)
+        if "class TextDecoderRecurrent" in cell.source:
+            exec(cell.source, space)
+    run_training(space, "lstm")
+    assert "has changed, so it starts anew" in capsys.readouterr().out
 
 
 def test_checkpoint_of_other_settings_is_refused(tmp_path):
@@ -438,7 +477,7 @@ def test_an_edited_model_is_trained_again(tmp_path, capsys):
             exec(edited, space)
     capsys.readouterr()
     _, after = run_training(space, "transformer")
-    assert "its code was edited, so it starts anew" in capsys.readouterr().out
+    assert "has changed, so it starts anew" in capsys.readouterr().out
     assert len(after["epochs"]) == 3
     assert [row["train_loss"] for row in after["epochs"]] != [
         row["train_loss"] for row in before["epochs"]
@@ -543,7 +582,12 @@ def test_installs_exactly_what_is_missing(tmp_path, monkeypatch, capsys):
     path = tmp_path / "requirements.txt"
     path.write_text("# pinned\nnumpy==0.0\nno-such-package==1.2\n")
     installed = []
-    monkeypatch.setattr(subprocess, "run", lambda command, check: installed.append(command))
+
+    def run(command, check):
+        installed.append(command)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(subprocess, "run", run)
     install.install_missing_packages(path)
     assert [command[-1] for command in installed] == ["no-such-package==1.2"]
     assert installed[0][2:4] == ["pip", "install"]

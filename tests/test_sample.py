@@ -268,7 +268,7 @@ def test_metadata_is_spoken_as_given(tmp_path):
         (b"", "line 1 .* number of columns"),
         (b"a|b|c\nd|e\n", "line 2 .* number of columns"),
         (b"a|b|c|d\n", "number of columns"),
-        (b"a|b|c\n\n", "line 2 .* number of columns"),
+        (b"a|b|c\n\nd|e|f\n", "line 2 .* number of columns"),
         (b"../a|b|c\n", "the id '../a'"),
         (b"/etc/a|b|c\n", "the id '/etc/a'"),
         (b"a\n|b|c\n", "line 1"),

@@ -7,7 +7,6 @@ What the cells print appears as they run. A cell that fails ends it in one sente
 given again. Whatever ends this process ends the notebook's kernel too.
 """
 
-import ast
 import os
 import shlex
 import sys
@@ -16,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 import runs
 from runs import UserError
+from tools.definitions import NOTEBOOK, settings_of_the_notebook
 
 import nbformat
 import zmq
@@ -24,32 +24,14 @@ from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-NOTEBOOK = Path(__file__).resolve().parent.parent / "hw2-q3.ipynb"
 LONGEST_SOCKET_PATH = 100  # bytes; systems allow 104 or 108
 
 
 # ---------------------------------------------------------------------------------------- settings
-def settings_of_the_notebook(path=NOTEBOOK):
-    """The names of the notebook's settings, in its order.
-
-    They are the fields of the class `Settings` in the cell tagged "parameters": the field
-    `learning_rate` is the environment variable LEARNING_RATE.
-    """
-    for cell in nbformat.read(path, as_version=4).cells:
-        if "parameters" not in cell.metadata.get("tags", []):
-            continue
-        for statement in ast.parse(cell.source).body:
-            if isinstance(statement, ast.ClassDef) and statement.name == "Settings":
-                fields = [line for line in statement.body if isinstance(line, ast.AnnAssign)]
-                return [field.target.id.upper() for field in fields]
-    problem = "has lost its cell of settings, tagged 'parameters'"
-    raise UserError(f"{path.name} {problem}; restore it.")
-
-
 def make_command():
     """The command that is running, as one would type it: what the results files record."""
     settings = []
-    for name in settings_of_the_notebook():
+    for name in settings_of_the_notebook(NOTEBOOK):
         if name in os.environ:
             settings.append(f"{name}={os.environ[name]}")
     return shlex.join(["make", "q3", *settings])

@@ -167,6 +167,8 @@ def settings_of(path):
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             for key in file.files:
                 found[key] = file[key]  # reads it all, so that damage is seen
+    except MemoryError as error:
+        raise UserError(f"there is too little memory to read {path}; close programs.") from error
     except Exception:  # a damaged zip raises half a dozen types; nothing else happens in this block
         found = {}
     if str(found.get("source")) != SOURCE:

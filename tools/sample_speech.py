@@ -95,16 +95,10 @@ def read_metadata(path):
 
     UserError where the file or one of its rows is wrong.
     """
-    advice = "give -metadata an LJ Speech metadata file"
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror or error}); {advice}.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"cannot read {path} (it is not UTF-8 text); {advice}.") from error
+    text = runs.read_text(path, advice="give -metadata an LJ Speech metadata file")
     rows = []
     seen = set()
-    for number_of_line, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
+    for number_of_line, line in enumerate(text.rstrip("\n").split("\n"), start=1):
         row = tuple(line.split("|"))
         fault = fault_of_row(row, seen)
         if fault:

@@ -31,7 +31,7 @@ LONGEST_SOCKET_PATH = 100  # bytes; systems allow 104 or 108
 def make_command():
     """The command that is running, as one would type it: what the results files record."""
     settings = []
-    for name in settings_of_the_notebook(NOTEBOOK):
+    for name in settings_of_the_notebook():
         if name in os.environ:
             settings.append(f"{name}={os.environ[name]}")
     return shlex.join(["make", "q3", *settings])

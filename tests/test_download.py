@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import download_octmnist
 import utils
-from conftest import ROOT, assert_one_sentence, run_script
+from conftest import POSIX, ROOT, assert_one_sentence, run_script
 from runs import UserError
 
 import pytest
@@ -126,6 +126,7 @@ def test_root_that_is_a_file(server, tmp_path):
         download(tmp_path / "data", f"{server.url}/whole")
 
 
+@POSIX
 def test_killed_half_way(server, tmp_path):
     flags = ["-root", str(tmp_path), "-url", f"{server.url}/stuck"]
     process = subprocess.Popen([sys.executable, str(ROOT / "download_octmnist.py"), *flags])

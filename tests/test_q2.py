@@ -14,6 +14,7 @@ from pathlib import Path
 import runs
 import utils
 from conftest import (
+    POSIX,
     ROOT,
     SHARED,
     assert_one_sentence,
@@ -253,7 +254,7 @@ def start_and_stop(script, *flags, file, how):
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        preexec_fn=restore_interrupts,
+        preexec_fn=restore_interrupts if os.name == "posix" else None,
     )
     while not file.exists() and process.poll() is None:
         time.sleep(0.02)
@@ -376,10 +377,12 @@ def test_same_seed_same_numbers_alone_or_side_by_side(oct_folder, tmp_path):
     assert numbers(alone) != numbers(other)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@POSIX
+@pytest.mark.parametrize("name_of_signal", ["SIGINT", "SIGKILL"])
 def test_interrupted_run_keeps_its_epochs_and_resumes_to_the_same_numbers(
-    oct_folder, tmp_path, how
+    oct_folder, tmp_path, name_of_signal
 ):
+    how = getattr(signal, name_of_signal)
     flags = ["-data", str(oct_folder), "-epochs", "40", "-optimizer", "adam"]
     name = "q2-maxpool-lr0.01-seed42-epochs40-optimizeradam"
     whole = tmp_path / "whole"
@@ -440,6 +443,7 @@ def test_a_resumed_run_keeps_the_environment_of_each_part(oct_folder, tmp_path, 
     ]
 
 
+@POSIX
 def test_a_run_that_was_cut_beside_others_goes_on_alone(oct_folder, tmp_path):
     out = tmp_path / "out"
     flags = ["-data", oct_folder, "-epochs", 60, "-out", out]
@@ -451,6 +455,7 @@ def test_a_run_that_was_cut_beside_others_goes_on_alone(oct_folder, tmp_path):
     assert f"{name}: goes on after epoch" in process.stdout, process.stdout + process.stderr
 
 
+@POSIX
 def test_an_edited_network_is_trained_again(oct_folder, tmp_path):
     copy = tmp_path / "copy"
     copy.mkdir()

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from conftest import ROOT, assert_one_sentence, restore_interrupts, run_python
+from conftest import POSIX, ROOT, assert_one_sentence, restore_interrupts, run_python
 from runs import UserError
 from tools import run_notebook
 
@@ -131,14 +131,14 @@ def test_another_error_is_shown(tmp_path):
     assert executed.cells[1].outputs[0].ename == "ZeroDivisionError"
 
 
-@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+@POSIX
 def test_killed_kernel_is_one_sentence(tmp_path):
     process = run_cells(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     assert_one_sentence(process)
     assert "kernel was killed" in process.stderr
 
 
-@pytest.mark.skipif(os.name != "posix", reason="other signals on Windows")
+@POSIX
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
 def test_the_kernel_ends_with_its_parent(tmp_path, name):
     """And the sentence, where there can be one, is that of an interrupted command."""

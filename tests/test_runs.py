@@ -11,7 +11,7 @@ import textwrap
 import time
 
 import runs
-from conftest import ROOT, restore_interrupts, run_python
+from conftest import POSIX, ROOT, restore_interrupts, run_python
 from runs import UserError
 
 import psutil
@@ -232,6 +232,7 @@ if __name__ == "__main__":
 """
 
 
+@POSIX
 def test_a_killed_worker_ends_in_one_sentence(tmp_path):
     path = script(tmp_path, "KILL, SECONDS = True, 0.1\n" + WORK)
     process = run_python(path)
@@ -239,6 +240,7 @@ def test_a_killed_worker_ends_in_one_sentence(tmp_path):
     assert "want of memory; use fewer -jobs" in process.stderr
 
 
+@POSIX
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
 def test_workers_end_with_their_parent(tmp_path, name):
     path = script(tmp_path, "KILL, SECONDS = False, 60\n" + WORK)
@@ -276,6 +278,7 @@ def test_never_more_processes_than_jobs_or_processors(monkeypatch):
 
 
 # ----------------------------------------------------------------------------------- surroundings
+@pytest.mark.skipif(not shutil.which("head"), reason="there is no head here")
 def test_a_reader_that_goes_away_ends_nothing(tmp_path):
     path = script(
         tmp_path,
@@ -305,6 +308,7 @@ def test_a_terminal_without_the_sign_gets_plain_letters(tmp_path):
     assert process.returncode == 0 and process.stdout == '0.5 +- 0.1 ... "?"\n'
 
 
+@pytest.mark.skipif(os.name != "posix", reason="names come from elsewhere on Windows")
 def test_a_user_without_a_name_can_run(tmp_path):
     path = script(
         tmp_path,
@@ -324,6 +328,7 @@ def test_a_user_without_a_name_can_run(tmp_path):
     assert process.returncode == 0 and process.stdout == "nobody\n", process.stderr
 
 
+@POSIX
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_stop_during_the_imports_is_one_sentence(tmp_path, name):
     """A copy of runs.py beside a `torch` whose import takes long and is interrupted."""

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import utils
-from conftest import ROOT, SHARED, restore_interrupts, run_tool
+from conftest import POSIX, ROOT, SHARED, restore_interrupts, run_tool
 from runs import UserError
 from tools import make_sample_data, sample_images, sample_speech
 
@@ -401,7 +401,7 @@ def interrupt_half_way(out, n_clips, number):
     return process
 
 
-@pytest.mark.skipif(os.name != "posix", reason="other signals on Windows")
+@POSIX
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
 def test_interrupted_half_way_and_resumed(sample, tmp_path, name):
     """Nothing is there until all is; the same command goes on, and what is spoken stays."""
@@ -428,7 +428,7 @@ def test_interrupted_half_way_and_resumed(sample, tmp_path, name):
         assert whole[clip][0] == content
 
 
-@pytest.mark.skipif(os.name != "posix", reason="other signals on Windows")
+@POSIX
 def test_killed_half_way_then_other_settings(tmp_path):
     interrupt_half_way(tmp_path, 2_000, signal.SIGKILL)
     assert not (tmp_path / "LJSpeech-1.1").exists()

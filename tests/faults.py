@@ -189,13 +189,13 @@ def as_others_may_read():
 
 
 def works(*words):
-    """Whether Python can be started by these words."""
+    """Whether this same Python can be started by these words."""
+    command = [*words, sys.executable, "-c", "import sys; print(sys.version, sys.base_prefix)"]
     try:
-        return (
-            subprocess.run([*words, sys.executable, "-c", ""], capture_output=True).returncode == 0
-        )
+        shown = subprocess.run(command, capture_output=True, text=True).stdout
     except OSError:
         return False
+    return shown == f"{sys.version} {sys.base_prefix}\n"
 
 
 def data_faults(folder):
@@ -666,6 +666,15 @@ def surrounding_faults(folder):
     executes("MPLBACKEND=module://nowhere", MPLBACKEND="module://nowhere")
     trains("PYTHONSAFEPATH=1", PYTHONSAFEPATH=1)
     measures("PYTHONSAFEPATH=1", PYTHONSAFEPATH=1)
+    if shutil.which("make"):  # it takes the variable away from the tools
+        out = new_out()
+        (out / "results").mkdir(parents=True)
+        command = ["make", "-o", ".venv/ready", f"PY={sys.executable}", "report", f"OUT={out}"]
+        settings = {**os.environ, "PYTHONSAFEPATH": "1"}
+        made = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True)
+        passed = made.returncode == 0 and (out / "report.pdf").exists()
+        what = "report.pdf" if passed else made.stderr.strip()[-200:]
+        report("surroundings", "make report: PYTHONSAFEPATH=1", passed, what)
     long = folder / ("t" * (101 - len(str(folder)) - 1))
     long.mkdir()
     executes(f"TMPDIR of {len(str(long))} characters", TMPDIR=long)

@@ -475,7 +475,7 @@ def test_an_edited_network_is_trained_again(oct_folder, tmp_path):
 
     process = run_python(script, *flags, "-out", out)
     assert process.returncode == 0, process.stderr
-    assert process.stdout.startswith(f"{name}: its code was edited, so it starts anew")
+    assert process.stdout.startswith(f"{name}: its code (or Python) has changed, so it starts anew")
     run_python(script, *flags, "-out", whole)
     assert numbers(results(out)[name]) == numbers(results(whole)[name])
     assert "resumed" not in results(out)[name]

@@ -71,6 +71,12 @@ def imitate(system):
     io.open = open_without_proc  # which pathlib uses
 
 
+def give_command(module, *flags):
+    """What happens when a script or tool is started with these flags."""
+    sys.argv = [module.__file__, *map(str, flags)]
+    module.runs.run_script(module.main, module.make_parser())
+
+
 def use_everything_as_on(system, data, out):
     """In a child process: import everything, and go the way of README's "Without make"."""
     import_everything()
@@ -86,15 +92,11 @@ def use_everything_as_on(system, data, out):
     name = sys.modules["runs"].processor_name()
     assert name.endswith(" cores"), name
 
-    sample = modules["make_sample_data"]
-    flags = ["-out", out, "-n_clips", "4", "-workers", "1", "-only", "ljspeech"]
-    sample.main(sample.make_parser().parse_args(flags))
-    q1 = modules["q1_linear_attention"]
-    q1.main(q1.make_parser().parse_args(["-out", out, "-seq_lens", "32", "64", "-dims", "4"]))
-    q2 = modules["hw2-q2"]
-    q2.main(q2.make_parser().parse_args(["-out", out, "-data", data, "-epochs", "1"]))
-    report = modules["make_report"]
-    report.main(report.make_parser().parse_args(["-out", out]))
+    few = ("-n_clips", 4, "-workers", 1, "-only", "ljspeech")
+    give_command(modules["make_sample_data"], "-out", out, *few)
+    give_command(modules["q1_linear_attention"], "-out", out, "-seq_lens", 32, 64, "-dims", 4)
+    give_command(modules["hw2-q2"], "-out", out, "-data", data, "-epochs", 1)
+    give_command(modules["make_report"], "-out", out)
     way = modules["run_notebook"].connection(out)
     assert way["transport"] == ("tcp" if system == "win32" else "ipc"), way
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import runs
 from runs import UserError
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime would send what it is used for
 import hibari
 import numpy as np
 import soundfile

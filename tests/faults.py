@@ -441,7 +441,7 @@ def download_faults(folder):
     for fault, page in (
         ("cut short", "truncated"),
         ("another file", "other"),
-        ("not found", "gone"),
+        ("not found", "missing"),
     ):
         expect_sentence("download", fault, *words, f"{url}/{page}", out=root)
     expect_sentence("download", "refused", *words, "http://127.0.0.1:9/octmnist.npz", out=root)

@@ -81,6 +81,16 @@ class PatientStream:
         return self._unless_broken(self._stream.flush)
 
 
+def _open_nowhere(number):
+    """A stream that drops what is written, under this number, also for processes started here."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    if nowhere != number:
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+    os.set_inheritable(number, True)
+    return open(number, "w", encoding="utf-8", closefd=False)
+
+
 def _end_at_once(number_of_signal, frame):
     """What Ctrl-C does during the imports, where an exception could end anywhere."""
     name = Path(sys.argv[0]).name
@@ -111,8 +121,8 @@ def _is_ours():
 
 def _use_temporary_home():
     """Where the home folder cannot be written: caches go to a folder that goes when we end."""
-    with suppress(RuntimeError):  # no home at all
-        if os.access(Path.home(), os.W_OK):
+    with suppress(RuntimeError, OSError):  # no home at all, no folder, or not ours
+        with tempfile.TemporaryFile(dir=Path.home()):
             return
     if "MPLCONFIGDIR" in os.environ:  # a worker takes its parent's
         return
@@ -148,10 +158,10 @@ def prepare_process():
     if IN_NOTEBOOK:
         return
     codecs.register_error("plain_text", _plain_text)
-    for name in ("stdout", "stderr"):
+    for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:  # closed by the shell: 2>&-
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, _open_nowhere(number))
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="plain_text")
             setattr(sys, name, PatientStream(stream))

@@ -90,11 +90,11 @@ def test_command_is_as_one_would_type_it(monkeypatch):
 def test_private_sockets_where_they_fit(monkeypatch, tmp_path):
     loopback = {"transport": "tcp", "ip": "127.0.0.1", "transport_encryption": "auto"}
     if os.name == "posix":
-        assert run_notebook.connection("/tmp/x") == {"transport": "ipc", "ip": "/tmp/x/kernel"}
-    assert run_notebook.connection("/tmp/" + "é" * 50) == loopback  # 100 bytes
+        assert run_notebook.connection("/run/x") == {"transport": "ipc", "ip": "/run/x/kernel"}
+    assert run_notebook.connection("/run/" + "é" * 50) == loopback  # 100 bytes
     monkeypatch.setattr(zmq, "has", lambda name: False)
     plain = {**loopback, "transport_encryption": "disabled"}
-    assert run_notebook.connection("/tmp/x") == plain
+    assert run_notebook.connection("/run/x") == plain
 
 
 @pytest.mark.parametrize("long", [False, True])

@@ -84,7 +84,7 @@ def reduced_feature_dim(D, n_terms=3):
 def reduced_feature_map(x, n_terms=3):
     """φ with every monomial once (x_1 x_2 = x_2 x_1): the same φ(q)ᵀφ(k) from fewer features.
 
-    By the multinomial theorem (qᵀk)ⁿ/n! = Σ q^α k^α / α! over exponents α of degree n, where
+    By the multinomial theorem (qᵀk)ⁿ/n! = Σ q^α k^α / α!, α of degree n, where
     x^α = Π x_i^α_i and α! = Π α_i!; so the features are x^α / √α!.
 
     x: floats (..., D) -> (..., M), M = `reduced_feature_dim`; errors as `taylor_feature_map`.
@@ -168,7 +168,7 @@ def taylor_attention(Q, K, V, n_terms=3):
 
 @guarded
 def linear_attention(Q, K, V, n_terms=3):
-    """Q1.3: Z ≈ D⁻¹ Φ(Q)Φ(K)ᵀV; here D = Diag(Φ(Q)Φ(K)ᵀ1), the normaliser, not the head size.
+    """Q1.3: Z ≈ D⁻¹ Φ(Q)Φ(K)ᵀV; D = Diag(Φ(Q)Φ(K)ᵀ1), not the head size here.
 
     Q1.4: products are taken from the right, Φ(Q)(Φ(K)ᵀV), so there is never a T x S matrix:
     O((T + S) M E) time and O((T + S) M) memory. Differentiable.

@@ -166,7 +166,7 @@ def transcribe(model, path):
     texts = []
     samples = utils.read_audio(path, advice="name another sound file")
     for piece in cut_at_silences(samples):
-        features = utils.log_mel(piece).to(device)  # (T, 80)
+        features = utils.centre(utils.log_mel(piece)).to(device)  # (T, 80)
         tokens = beam_search(model, features, max_tokens)
         texts.append(utils.decode(tokens).strip())
     return " ".join(text for text in texts if text)

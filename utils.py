@@ -478,6 +478,15 @@ def log_mel(samples):
     return ((decades + 4) / 4).T  # (T, N_MELS)
 
 
+def centre(clip):
+    """A clip's features less the mean of each band over the clip: (T, N_MELS) -> (T, N_MELS).
+
+    A microphone and a room multiply each band by much the same factor throughout, and what is
+    multiplied in the power is added to its logarithm.
+    """
+    return clip - clip.mean(dim=0)
+
+
 def _clip_features(path):
     torch.set_num_threads(1)
     return log_mel(read_audio(path)).half().numpy()

@@ -7,7 +7,7 @@ Clips have LJ Speech's lengths (random features, 6.6 s on average; texts of 15 l
 The reference is the same model as one writes it first: float32, every clip padded to the 2,754
 frames of the handed-out code, no masks; decoding reads the whole text, and projects the encoder's
 output, again at each step. Prints milliseconds per clip and ratios; both without the auxiliary
-CTC loss, whose cost is in a line of its own.
+CTC loss and the augmentation of clips, whose cost is in a line of its own.
 """
 
 import math
@@ -28,8 +28,8 @@ import torch
 N_CLIPS = 128
 REFERENCE_FRAMES = 2_754
 q3 = SimpleNamespace(**load_definitions(DATA="nowhere", OUT="nowhere"))
-OURS = replace(q3.settings, batch_size=32, ctc_weight=0.0)
-WITH_CTC = replace(q3.settings, batch_size=32)
+WITH_OPTIONS = replace(q3.settings, batch_size=32)  # auxiliary loss and augmentation
+OURS = replace(WITH_OPTIONS, ctc_weight=0.0, speed=0.0, warp=0.0, reverb=0.0, noise=0.0)
 PLAIN = replace(OURS, bf16=0)
 
 
@@ -78,7 +78,7 @@ def seconds_per_clip(step, batches):
 
 def new_model(decoder_name, corpus, settings):
     torch.manual_seed(0)
-    return q3.SpeechToText(q3.sizes_for(corpus, decoder_name, settings.dropout))
+    return q3.SpeechToText(q3.sizes_for(corpus, decoder_name, settings))
 
 
 def training(decoder_name, corpus, settings, batches):
@@ -86,7 +86,7 @@ def training(decoder_name, corpus, settings, batches):
     optimizer, _ = q3.new_optimizer(model, settings, n_steps=100)
 
     def step(indices):
-        batch = q3.get_batch(corpus, "train", indices)
+        batch = q3.get_batch(corpus, "train", indices, lambda clip: q3.vary(clip, settings))
         q3.train_batch(model, optimizer, batch, settings)
 
     return seconds_per_clip(step, batches)
@@ -125,7 +125,7 @@ def main():
     masked_attention = q3.MultiHeadAttention.forward
     for name in ("lstm", "transformer"):
         ours = training(name, corpus, OURS, batches)
-        with_ctc = training(name, corpus, WITH_CTC, batches)
+        with_options = training(name, corpus, WITH_OPTIONS, batches)
         cached = decoding(name, corpus, OURS, many, use_cache=True)
         uncached = decoding(name, corpus, OURS, many, use_cache=False)
 
@@ -135,7 +135,7 @@ def main():
         q3.MultiHeadAttention.forward = masked_attention
 
         print_row(name, "training", ours, plain_training, "   (aim: 16)")
-        print_row(name, "training with CTC", with_ctc, plain_training)
+        print_row(name, "with options", with_options, plain_training)
         print_row(name, "decoding", cached, plain_decoding)
         print_row(name, "decoding, no cache", uncached, plain_decoding)
 

@@ -22,6 +22,7 @@ from tools.definitions import NOTEBOOK, load_definitions
 from utils import PAD, START, STOP, VOCABULARY
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -392,12 +393,97 @@ def test_without_its_weight_the_ctc_loss_changes_nothing():
         assert torch.equal(before, model.ctc.weight) == (weight == 0)
 
 
+def test_augmentation_by_hand():
+    """A ramp over time and bands tells where every frame and band came from."""
+    frames = torch.arange(100.0)[:, None].expand(100, 80)
+    assert torch.equal(q3.change_speed(frames, 1.0), frames)
+    faster = q3.change_speed(frames, 2.0)  # frame t is the mean of frames 2 t and 2 t + 1
+    assert torch.allclose(faster[:, 0], 2 * torch.arange(50.0) + 0.5)
+
+    bands = torch.arange(80.0).expand(5, 80)
+    assert torch.equal(q3.warp_bands(bands, 1.0, 0.0), bands)
+    assert torch.allclose(q3.warp_bands(bands, 0.5, 3.0), 0.5 * bands + 3.0)
+    assert q3.warp_bands(bands, 2.0, 0.0)[0, 50:].eq(79).all()  # there is no band beyond the last
+
+    clip = torch.full((60, 80), -1.0)  # in units of four decades
+    clip[10] = 0.0  # one loud frame
+    power = 10 ** (4 * q3.add_echo(clip, strength=0.5, decay=4.0))
+    heard = (
+        1e-4
+        + 0.5 * math.exp(-3 / 4)
+        + 0.5e-4 * (sum(math.exp(-k / 4) for k in range(1, 14)) - math.exp(-3 / 4))
+    )
+    assert power[9].max() < 1e-3 and power[10, 0] == pytest.approx(1, abs=1e-3)
+    assert power[13, 0] == pytest.approx(heard, rel=1e-4)
+
+    clip = torch.full((20_000, 80), -0.5)
+    noisy = q3.add_noise(clip, level=-0.5, tilt=0.25)
+    power = (10 ** (4 * noisy)).mean(dim=0)
+    expected = 10**-2 + 10 ** (4 * torch.linspace(-0.75, -0.25, 80))
+    assert torch.allclose(power, expected, rtol=0.05)
+
+    off = replace(q3.settings, speed=0.0, warp=0.0, reverb=0.0, noise=0.0)
+    assert torch.equal(q3.vary(frames, off), frames)
+    varied = q3.vary(frames, q3.settings)
+    assert 100 / 1.12 < len(varied) < 100 / 0.88 and varied.shape[1] == 80
+
+
+def test_centred_features_do_not_know_the_microphone():
+    clip, colour = torch.randn(50, 80), torch.randn(80)
+    assert torch.allclose(utils.centre(clip + colour), utils.centre(clip), atol=1e-6)
+
+
+def test_validation_clips_are_not_varied(tmp_path):
+    write_corpus(tmp_path)
+    space = training_space(tmp_path, SPEED="0.5", WARP="0.5", NOISE="1")
+    first, again = (space["get_batch"](space["corpus"], "val", [0])[0] for _ in range(2))
+    clip = space["corpus"].features["val"][0].float()
+    assert torch.equal(first, again)
+    assert torch.equal(first[0, : len(clip)], utils.centre(clip))
+
+
+def test_positions_at_random():
+    sizes = replace(q3.ModelSizes("transformer", 500, 0.0), n_blocks=1)
+    torch.manual_seed(0)
+    positions = q3.SpeechToText(sizes).decoder.positions
+    assert abs(positions.mean()) < 0.02 and abs(positions.std() - 1) < 0.02
+
+
+def test_the_best_epoch_is_kept(tmp_path):
+    """KEEP_BEST tests the weights of the epoch that was best on validation, in one go or two."""
+    write_corpus(tmp_path)
+    space = training_space(tmp_path, KEEP_BEST="1")
+    similarities = iter((0.2, 0.6, 0.4))
+    weights = []
+
+    def evaluate(model, corpus, split, settings):
+        weights.append([parameter.detach().clone() for parameter in model.parameters()])
+        return {"loss": 1.0, "damerau_levenshtein": next(similarities), "wer": 1.0}, [], []
+
+    space["evaluate"] = evaluate
+    model, result = run_training(space, "lstm")
+    assert result["kept_epoch"] == 2
+    for kept, second in zip(model.parameters(), weights[1]):
+        assert torch.equal(kept, second)
+    model, _ = run_training(space, "lstm")  # from the checkpoint, without any further epoch
+    for kept, second in zip(model.parameters(), weights[1]):
+        assert torch.equal(kept, second)
+
+
+def test_bootstrap_interval_of_many_clips_is_that_of_a_normal_mean():
+    values = np.random.default_rng(1).normal(0.7, 0.2, 400)
+    low, high = q3.bootstrap_interval(values)
+    error = 1.96 * values.std() / 20
+    assert low == pytest.approx(values.mean() - error, abs=0.003)
+    assert high == pytest.approx(values.mean() + error, abs=0.003)
+
+
 def test_fine_tuning_starts_from_the_given_checkpoint(tmp_path):
     write_corpus(tmp_path)
     trained, _ = run_training(training_space(tmp_path), "transformer")
     folder = tmp_path / "out" / "checkpoints"
     space = training_space(tmp_path, INIT_FROM=str(folder), TAG="-tuned")
-    sizes = space["sizes_for"](space["corpus"], "transformer", 0.1)
+    sizes = space["sizes_for"](space["corpus"], "transformer", space["settings"])
     longer = space["SpeechToText"](replace(sizes, n_positions=50))
     own = longer.decoder.positions[40:].clone()
     space["load_weights"](longer, folder)

@@ -1,0 +1,82 @@
+"""A control for Q2.3: the max-pool network with *average* pooling in place of the maximum.
+
+    python -m tools.pooling_control -data ../shared/data/octmnist -out report
+
+Like max-pooling, averages see the convolution at all positions; like strides, they select none of
+them. Five seeds at the setting of the report's comparison, 150 epochs at learning rate 0.01; saves
+OUT/results/q2-avgpool-*.json.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import runs
+
+from torch import nn
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load_q2():
+    """hw2-q2.py as a module, whose name Python's `import` cannot spell."""
+    spec = importlib.util.spec_from_file_location("hw2_q2", ROOT / "hw2-q2.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+q2 = load_q2()
+
+
+class AveragePoolingCNN(q2.CNN):
+    """The network of Q2.1 with the mean of each 2x2 window in place of its maximum."""
+
+    def __init__(self, dropout_prob, no_maxpool=False, n_classes=4):
+        super().__init__(dropout_prob, no_maxpool, n_classes)
+        self.maxpool = nn.AvgPool2d(kernel_size=2, stride=2)
+
+
+def train_run(*arguments):
+    """hw2-q2.py's `train_run`, of the other network."""
+    q2.CNN = AveragePoolingCNN
+    return q2.train_run(*arguments)
+
+
+def plan_runs(args):
+    """A run for every seed: {its name: its config}."""
+    flags = ["-data", args.data, "-epochs", str(args.epochs), "-seed", *map(str, args.seed)]
+    planned = {}
+    for name, config in q2.plan_runs(q2.make_parser().parse_args(flags), [0.01]).items():
+        planned[name.replace("maxpool", "avgpool")] = {**config, "pooling": "average"}
+    return planned
+
+
+def make_parser():
+    parser = runs.ArgumentParser(__doc__.splitlines()[0])
+    whole = runs.number(int, 1)
+    seed = runs.number(int, 0, 2**32 - 1)
+    parser.flag("data", default="data", help="folder that holds octmnist.npz")
+    parser.flag("out", default="report", help="folder for results/")
+    parser.flag("epochs", type=whole, default=150, help="passes over the training images")
+    parser.flag("seed", type=seed, nargs="+", default=[42, 43, 44, 45, 46], help="one or several")
+    return parser
+
+
+def main(args):
+    """Train the seeds side by side and print their table."""
+    runs.check_writable(args.out)
+    planned = plan_runs(args)
+    command = runs.command_line()
+    jobs = []
+    for position, (name, config) in enumerate(planned.items()):
+        jobs.append((name, config, args.out, command, position))
+    advice = "close other programs, and the same command goes on from the saved epochs"
+    results = list(runs.side_by_side(train_run, jobs, runs.usable_cpus(), advice))
+    q2.delete_checkpoints(planned, args.out)
+    q2.print_table(q2.summarise(results))
+    print(f"data: {results[0]['data']['source']}; results are in {args.out}/")
+
+
+if __name__ == "__main__":
+    again = "finished epochs are saved; the same command goes on from there"
+    runs.run_script(main, make_parser(), after_interrupt=again)

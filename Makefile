@@ -8,7 +8,7 @@ SAMPLE := $(if $(subst sample,,$(DATA)),,sample)# where DATA is the sample, it i
 unexport PYTHONSAFEPATH  # scripts and tools import from this folder
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test data sample q1 q2 q3 notebook report readme submission bench faults lint
+.PHONY: help run test data sample q1 q2 q3 notebook transcribe report readme submission bench faults lint
 
 help:  ## list the targets
 	@awk -F ':.*## *' '/^[a-z0-9]+:.*##/ {printf "%-12s%s\n", $$1, $$2}' Makefile
@@ -17,7 +17,7 @@ help:  ## list the targets
 run: .venv/ready $(SAMPLE)  ## everything that exists, on DATA into OUT (default: the embedded sample)
 	"$(PY)" q1_linear_attention.py $(if $(SAMPLE),-quick) -out "$(OUT)"
 	@"$(MAKE)" --no-print-directory q2 q3 report "DATA=$(DATA)" "OUT=$(OUT)"
-	@echo "Done. Figures: $(OUT)/figures/  Report: $(OUT)/report.pdf  Notebook: $(OUT)/hw2-q3.ipynb"
+	@echo "Done. Figures: $(OUT)/figures/  Notebook: $(OUT)/hw2-q3.ipynb"
 
 test: .venv/ready  ## the tests
 	"$(PY)" -m pytest
@@ -42,8 +42,11 @@ notebook: .venv/ready $(SAMPLE)  ## Question 3: open the notebook in JupyterLab,
 	@"$(PY)" -c "import jupyterlab" 2>/dev/null || "$(PY)" -m pip install --quiet --disable-pip-version-check jupyterlab==4.6.6
 	DATA="$(DATA)" OUT="$(OUT)" "$(PY)" -m jupyterlab hw2-q3.ipynb
 
+transcribe: .venv/ready  ## write down what is said in the sound file WAV=, with the model that comes with the clone
+	@"$(PY)" transcribe.py "$(WAV)"
+
 report: OUT := report
-report: .venv/ready  ## compile OUT/report.pdf from OUT/results and OUT/figures (OUT=report unless named)
+report: .venv/ready  ## compile report/report.pdf, or another OUT's results.pdf, from OUT's results and figures
 	"$(PY)" -m tools.make_report -out "$(OUT)"
 
 readme: .venv/ready  ## write README's table of results from report/results

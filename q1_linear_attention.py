@@ -487,7 +487,7 @@ def scaling(D, method, args):
         curve["seq_lens"].append(L)
         curve["seconds"].append(seconds)
         curve["peak_bytes"].append(n_bytes)
-    curve["slope"] = log_slope(curve["seq_lens"][-4:], curve["seconds"][-4:])  # the last 3 octaves
+    curve["slope"] = log_slope(curve["seq_lens"][-3:], curve["seconds"][-3:])  # the last 2 octaves
     return curve
 
 

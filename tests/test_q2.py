@@ -23,7 +23,9 @@ from conftest import (
     restore_interrupts,
     run_python,
     run_script,
+    run_tool,
 )
+from tools import pooling_control
 
 import medmnist
 import numpy as np
@@ -722,3 +724,30 @@ def test_real_images_load():
     assert splits["test"][1].bincount().tolist() == [75] * 4
     assert splits["train"][0].shape == (1902, 1, 28, 28)
     assert splits["train"][0].dtype == torch.uint8
+
+
+# ------------------------------------------------------------------------------ the control of Q2.3
+def test_average_pooling_is_the_same_network_with_means():
+    images = torch.rand(3, 1, 28, 28)
+    torch.manual_seed(0)
+    control = pooling_control.with_average_pooling().CNN(0.0).eval()
+    x = torch.relu(control.conv1(images))
+    x = x.reshape(3, 8, 14, 2, 14, 2).mean(dim=(3, 5))
+    x = torch.relu(control.conv2(x)).reshape(3, 16, 6, 2, 6, 2).mean(dim=(3, 5)).flatten(1)
+    x = torch.relu(control.fc2(torch.relu(control.fc1(x))))
+    assert torch.allclose(control(images), control.fc3(x).log_softmax(dim=1), atol=1e-6)
+    assert q2.get_number_trainable_params(control) == 224_892
+    assert q2.count_multiply_accumulates(control) == q2.count_multiply_accumulates(q2.CNN(0.0))
+
+
+def test_the_control_trains_its_own_network(oct_folder, tmp_path):
+    flags = ["-data", oct_folder, "-out", tmp_path / "out", "-epochs", 2, "-seed", 1, 2]
+    process = run_tool("pooling_control", *flags)
+    assert process.returncode == 0, process.stderr
+    found = results(tmp_path / "out")
+    assert sorted(found) == [f"q2-avgpool-lr0.01-seed{seed}-epochs2" for seed in (1, 2)]
+    result = found["q2-avgpool-lr0.01-seed1-epochs2"]
+    assert result["config"]["pooling"] == "average" and "pooling_control" in result["command"]
+    run_script("hw2-q2.py", *flags)
+    other = results(tmp_path / "out", "q2-maxpool*")["q2-maxpool-lr0.01-seed1-epochs2"]
+    assert numbers(other) != numbers(result)

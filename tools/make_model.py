@@ -165,7 +165,7 @@ def main(args):
     weights = args.out / "models" / "q3.pt"
     trained = write_weights(args.checkpoint, weights)
     model = transcribe.load_model(weights)
-    q3 = SimpleNamespace(**load_definitions(DATA=str(args.data), OUT="build/real", DEVICE="cpu"))
+    q3 = SimpleNamespace(**load_definitions(DATA=str(args.data), OUT=str(args.out), DEVICE="cpu"))
     corpus = q3.load_corpus(q3.settings)
     state = runs.load_checkpoint(weights)
 

@@ -1,13 +1,14 @@
-"""The report: report/report.typ with the results and figures in OUT becomes OUT/report.pdf.
+"""The report about the committed results, and for any other folder a sheet of its results.
 
-    python -m tools.make_report -out report               the report that is handed in
-    python -m tools.make_report -out build/sample         the same text about the sample's results
+    python -m tools.make_report -out report               report/report.pdf: the answers
+    python -m tools.make_report -out build/sample         build/sample/results.pdf: tables, figures
     python -m tools.make_report -out report -submission   the report, then <group>.zip: PDF and code
     python -m tools.make_report -readme                   README's table of the committed results
 
-Takes a few seconds and prints the number of pages and what was not run (those places show a box).
-The Typst compiler and its fonts come with the package `typst`. The same results give the same PDF,
-byte for byte.
+The report's sentences speak of the results in report/; those that rest on a comparison carry its
+condition. Takes a few seconds and prints the number of pages, what was not run (those places show a
+box) and which sentences the results contradict (they are marked in red). The Typst compiler and its
+fonts come with the package `typst`. The same results give the same PDF, byte for byte.
 """
 
 import json
@@ -59,8 +60,15 @@ def find_figures(out):
 
 
 # -------------------------------------------------------------------------------------- the report
-def report_inputs(out):
-    """What Typst needs for report/report.typ about `out`: keyword arguments of `typst.compile`.
+def document_for(out):
+    """Which document tells of the results in `out`: the report, or the sheet of results."""
+    if Path(out).resolve() == ROOT / "report":
+        return "report"
+    return "results"
+
+
+def report_inputs(out, document):
+    """What Typst needs for report/`document`.typ about `out`: arguments of `typst.compile`.
 
     Typst cannot ask which files exist, so it is handed an index: the results themselves and the
     paths of the figures, which begin at the folder that it may read.
@@ -75,22 +83,22 @@ def report_inputs(out):
         figures[name] = "/" + path.relative_to(root).as_posix()
     index = {"results": read_results(out), "figures": figures, "group": read_group()}
     return {
-        "input": str(ROOT / "report" / "report.typ"),
+        "input": str(ROOT / "report" / f"{document}.typ"),
         "root": str(root),
         "ignore_system_fonts": True,
         "sys_inputs": {"index": json.dumps(index)},
     }
 
 
-def compile_report(out):
+def compile_report(out, document):
     """(PDF as bytes, what the document says about itself) for the results in `out`.
 
-    The second has lists: "pages" (their number), "missing" (runs without a result), "check" and
-    "claim" (what the text derived and concluded). UserError where a result or a figure does not
-    fit.
+    The second has lists: "pages" (their number), "missing" (runs without a result), "check"
+    (numbers that the text derives) and "holds" (comparisons that a sentence rests on). UserError
+    where a result or a figure does not fit.
     """
-    inputs = report_inputs(out)
-    labels = {"pages": [], "missing": [], "check": [], "claim": []}
+    inputs = report_inputs(out, document)
+    labels = {"pages": [], "missing": [], "check": [], "holds": []}
     try:
         pdf = typst.compile(**inputs, format="pdf")
         metadata = json.loads(typst.query(selector="metadata", **inputs))
@@ -256,7 +264,7 @@ def write_submission(pdf, group):
 def make_parser():
     """Where the results are, and what to make of them."""
     parser = runs.ArgumentParser(__doc__.splitlines()[0])
-    out = "folder that holds results/ and figures/, and gets report.pdf"
+    out = "folder that holds results/ and figures/, and gets the PDF"
     submission = "also write <group>.zip, with the PDF and the code"
     readme = "write README's table of the committed results, and no report"
     parser.flag("out", default="report", help=out)
@@ -276,11 +284,19 @@ def main(args):
         raise UserError(f"{out} does not exist; name the folder with results/ and figures/.")
     if args.submission:
         check_group(group)
-    pdf, labels = compile_report(out)
-    with runs.write_atomically(out / "report.pdf") as temporary:
+    document = "report" if args.submission else document_for(out)
+    pdf, labels = compile_report(out, document)
+    path = out / f"{document}.pdf"
+    with runs.write_atomically(path) as temporary:
         temporary.write_bytes(pdf)
     missing = ", ".join(dict.fromkeys(labels["missing"])) or "nothing"
-    print(f"{out / 'report.pdf'}: {labels['pages'][0]} pages; not run: {missing}")
+    print(f"{path}: {labels['pages'][0]} pages; not run: {missing}")
+    for sentence in labels["holds"]:
+        if not sentence["holds"]:
+            print(f"not so in these results: {sentence['name']}")
+    for number in labels["check"]:
+        if not number["equal"]:
+            print(f"differs from its derivation: {number['name']}")
     if args.submission:
         write_submission(pdf, group)
     return labels

@@ -25,26 +25,28 @@ def load_q2():
     return module
 
 
-q2 = load_q2()
+def with_average_pooling():
+    """hw2-q2.py as a module whose CNN takes the mean of each 2x2 window, not its maximum."""
+    q2 = load_q2()
 
+    class AveragePoolingCNN(q2.CNN):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self.maxpool = nn.AvgPool2d(kernel_size=2, stride=2)
 
-class AveragePoolingCNN(q2.CNN):
-    """The network of Q2.1 with the mean of each 2x2 window in place of its maximum."""
-
-    def __init__(self, dropout_prob, no_maxpool=False, n_classes=4):
-        super().__init__(dropout_prob, no_maxpool, n_classes)
-        self.maxpool = nn.AvgPool2d(kernel_size=2, stride=2)
+    q2.CNN = AveragePoolingCNN
+    return q2
 
 
 def train_run(*arguments):
-    """hw2-q2.py's `train_run`, of the other network."""
-    q2.CNN = AveragePoolingCNN
-    return q2.train_run(*arguments)
+    """hw2-q2.py's `train_run`, in a process of its own, of the other network."""
+    return with_average_pooling().train_run(*arguments)
 
 
 def plan_runs(args):
     """A run for every seed: {its name: its config}."""
     flags = ["-data", args.data, "-epochs", str(args.epochs), "-seed", *map(str, args.seed)]
+    q2 = load_q2()
     planned = {}
     for name, config in q2.plan_runs(q2.make_parser().parse_args(flags), [0.01]).items():
         planned[name.replace("maxpool", "avgpool")] = {**config, "pooling": "average"}
@@ -72,6 +74,7 @@ def main(args):
         jobs.append((name, config, args.out, command, position))
     advice = "close other programs, and the same command goes on from the saved epochs"
     results = list(runs.side_by_side(train_run, jobs, runs.usable_cpus(), advice))
+    q2 = load_q2()
     q2.delete_checkpoints(planned, args.out)
     q2.print_table(q2.summarise(results))
     print(f"data: {results[0]['data']['source']}; results are in {args.out}/")

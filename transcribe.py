@@ -1,10 +1,11 @@
-"""Write down what is said in sound files, with the trained model of Question 3.
+"""Write down what is said in sound files, with a trained model of Question 3.
 
-    python transcribe.py -model build/sample/checkpoints/q3-transformer.pt a.wav b.flac ...
+    python transcribe.py a.wav b.flac ...
 
-Prints one line for each file, in the order given: its path, a tab, its text; nothing else on
-stdout. Takes any format and sample rate that soundfile reads. Recordings of more than ten seconds
-are cut at silences, because the model never heard a longer clip.
+The model is the one that comes with the clone, or a checkpoint of the notebook (-model). Prints one
+line for each file, in the order given: its path, a tab, its text; nothing else on stdout. Takes any
+format and sample rate that soundfile reads. Recordings of more than ten seconds are cut at
+silences, because the model never heard a longer clip.
 
 The text is found by a beam search in which the decoder and the encoder's CTC layer vote together
 (Hori, Watanabe and Hershey 2017); the scores of the assignment use greedy decoding, which is in

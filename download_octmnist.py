@@ -92,7 +92,7 @@ def verify(path, md5):
 
 
 def make_parser():
-    parser = runs.ArgumentParser(__doc__.splitlines()[0])
+    parser = runs.ArgumentParser(__doc__)
     parser.flag("root", type=Path, default="data", help="folder for octmnist.npz")
     parser.flag("url", default=INFO["octmnist"]["url"], help="where to fetch it, such as a mirror")
     parser.flag("md5", default=INFO["octmnist"]["MD5"], help="the checksum that it must have")

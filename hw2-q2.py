@@ -534,7 +534,7 @@ def make_parser():
     decay = runs.number(float, low=0)
     rate = runs.number(float, above=0, or_word="best")
     seed = runs.number(int, low=0, high=2**32 - 1)
-    parser = runs.ArgumentParser(__doc__.splitlines()[0])
+    parser = runs.ArgumentParser(__doc__)
     parser.flag("epochs", type=whole, default=15, help="passes over the training images")
     parser.flag("batch_size", type=whole, default=8, help="images per optimiser step")
     parser.flag("learning_rate", type=rate, nargs="+", default=[0.01], help="one, several, or best")

@@ -615,7 +615,7 @@ def curves_of_methods(rows, key):
 
 # ------------------------------------------------------------------------------------ command line
 def make_parser():
-    parser = runs.ArgumentParser(__doc__.splitlines()[0])
+    parser = runs.ArgumentParser(__doc__)
     lengths = [2**n for n in range(8, 17)]
     positive = runs.number(int, 1)
     parser.flag("seq_lens", type=positive, nargs="+", default=lengths, help="lengths")

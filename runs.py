@@ -98,6 +98,16 @@ def _end_at_once(number_of_signal, frame):
     os._exit(2)
 
 
+def _end_without_a_folder():
+    """End in a sentence where the current folder has been deleted: torch's libraries do not."""
+    try:
+        os.getcwd()
+    except OSError:
+        name = Path(sys.argv[0]).name
+        print(f"{name}: the current folder is gone; change to another one.", file=sys.stderr)
+        sys.exit(2)
+
+
 def program_name():
     """What is running: the name of a script, or `-m tools.<name>`."""
     main = sys.modules["__main__"]
@@ -130,6 +140,7 @@ def _use_temporary_home():
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["MPLCONFIGDIR"] = folder
     os.environ.setdefault("IPYTHONDIR", folder)
+    os.environ.setdefault("HOME", folder)  # else medmnist makes a folder named "~" where we are
 
 
 def _on_interrupt(handler):
@@ -155,6 +166,7 @@ def prepare_process():
         os.environ["USER"] = "nobody"  # torch asks for a name
     _use_temporary_home()
     warnings.filterwarnings("ignore", "Failed to setup default root")  # medmnist's, without a home
+    warnings.filterwarnings("ignore", ".*joblib will operate in serial mode")  # no /dev/shm
     if IN_NOTEBOOK:
         return
     codecs.register_error("plain_text", _plain_text)
@@ -167,6 +179,7 @@ def prepare_process():
             setattr(sys, name, PatientStream(stream))
     if _is_ours():
         _on_interrupt(_end_at_once)
+        _end_without_a_folder()
 
 
 prepare_process()
@@ -180,11 +193,14 @@ class UserError(Exception):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with the course's single-dash flags (`-epochs`, also `--epochs`)."""
+    """argparse with the course's single-dash flags (`-epochs`, also `--epochs`).
 
-    def __init__(self, description):
+    doc: the docstring of the script, whose first line describes it; `python -OO` leaves none.
+    """
+
+    def __init__(self, doc):
         super().__init__(
-            description=description,
+            description=(doc or "").partition("\n")[0],
             allow_abbrev=False,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )

@@ -175,7 +175,7 @@ def transcribe(model, path):
 
 # ----------------------------------------------------------------------------------- command line
 def make_parser():
-    parser = runs.ArgumentParser(__doc__.splitlines()[0])
+    parser = runs.ArgumentParser(__doc__)
     parser.add_argument("files", nargs="+", type=Path, help="sound files")
     parser.flag("model", type=Path, default=MODEL, help="a checkpoint of the notebook")
     parser.flag(

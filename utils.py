@@ -26,6 +26,8 @@ if not runs.IN_NOTEBOOK:
     os.environ["MPLBACKEND"] = "Agg"  # scripts only save their plots: no window system is needed
 import matplotlib.pyplot as plt
 
+plt.rcParams["text.usetex"] = False  # whatever a matplotlibrc says: the labels are no LaTeX
+
 
 # ------------------------------------------------------------------------------------------- plots
 def save_figure(figure, out, name, source):

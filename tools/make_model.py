@@ -151,7 +151,7 @@ CARD = """\
 
 # ------------------------------------------------------------------------------------ command line
 def make_parser():
-    parser = runs.ArgumentParser(__doc__.splitlines()[0])
+    parser = runs.ArgumentParser(__doc__)
     parser.flag("checkpoint", type=Path, required=True, help="of the notebook's training")
     parser.flag("data", type=Path, required=True, help="the folder of the clips that are scored")
     parser.flag("out", type=Path, default="report", help="folder to write to")

@@ -263,7 +263,7 @@ def write_submission(pdf, group):
 # ------------------------------------------------------------------------------------ command line
 def make_parser():
     """Where the results are, and what to make of them."""
-    parser = runs.ArgumentParser(__doc__.splitlines()[0])
+    parser = runs.ArgumentParser(__doc__)
     out = "folder that holds results/ and figures/, and gets the PDF"
     submission = "also write <group>.zip, with the PDF and the code"
     readme = "write README's table of the committed results, and no report"

@@ -54,7 +54,7 @@ def plan_runs(args):
 
 
 def make_parser():
-    parser = runs.ArgumentParser(__doc__.splitlines()[0])
+    parser = runs.ArgumentParser(__doc__)
     whole = runs.number(int, 1)
     seed = runs.number(int, 0, 2**32 - 1)
     parser.flag("data", default="data", help="folder that holds octmnist.npz")

@@ -20,6 +20,7 @@ from tools.definitions import NOTEBOOK, settings_of_the_notebook
 import nbformat
 import zmq
 from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
@@ -78,7 +79,8 @@ def connection(folder):
 
 def run_cells(notebook, folder):
     """Run the cells of `notebook` in a kernel of its own, which fills in their outputs."""
-    manager = AsyncKernelManager(**connection(folder))
+    this_python = KernelSpecManager(kernel_dirs=[])  # not the python3 that somebody installed
+    manager = AsyncKernelManager(kernel_spec_manager=this_python, **connection(folder))
     client = PrintingClient(
         notebook,
         km=manager,
@@ -109,6 +111,9 @@ def execute(notebook):
     except DeadKernelError:
         reason = "mostly for want of memory"
         raise UserError(f"the notebook's kernel was killed, {reason}; run it again.") from None
+    except RuntimeError as error:  # before the first cell
+        advice = "`python -m ipykernel` says why"
+        raise UserError(f"the notebook's kernel does not start ({error}); {advice}.") from None
 
 
 def main(args):
@@ -131,6 +136,6 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = runs.ArgumentParser(__doc__.splitlines()[0])
+    parser = runs.ArgumentParser(__doc__)
     again = "finished epochs are saved; the same command goes on from there"
     runs.run_script(main, parser, again)

@@ -60,7 +60,7 @@ def train_run(name, decoder, settings, command):
 def make_parser():
     whole = runs.number(int, 1)
     seed = runs.number(int, 0, 2**32 - 1)
-    parser = runs.ArgumentParser(__doc__.splitlines()[0])
+    parser = runs.ArgumentParser(__doc__)
     parser.flag("data", default="sample", help="folder that holds LJSpeech-1.1/")
     parser.flag("out", default="report", help="folder for results/")
     parser.flag("epochs", type=whole, default=15, help="passes over the training clips")

@@ -416,6 +416,42 @@ def speech_faults(folder):
 
         return change
 
+    first = "wavs/LJ001-0000.wav"
+
+    def with_header(riff, data):
+        """The clip as a recorder leaves it that could not write how long it is."""
+
+        def change(root):
+            content = bytearray((root / first).read_bytes())
+            at = content.index(b"data") + 4
+            content[4:8] = riff.to_bytes(4, "little")
+            content[at : at + 4] = data.to_bytes(4, "little")
+            (root / first).write_bytes(content)
+
+        return change
+
+    def flac_of_unknown_length(root):
+        samples, rate = soundfile.read(root / first)
+        (root / first).unlink()
+        path = (root / first).with_suffix(".flac")
+        soundfile.write(path, samples, rate)
+        content = bytearray(path.read_bytes())
+        content[21] &= 0xF0  # the number of samples: the last 36 bits of these
+        content[22:26] = bytes(4)
+        path.write_bytes(content)
+
+    def of_rate(hertz):
+        return lambda root: soundfile.write(root / clip, np.ones(9000) / 9, hertz)
+
+    def far_too_loud(root):
+        soundfile.write(root / clip, np.full(9000, 5e24), 22_050, "FLOAT")
+
+    accepted("audio", "WAV from SoX through a pipe", with_header(0x7FFFF024, 0x7FFFF000))
+    accepted("audio", "WAV of a recorder that was killed", with_header(36, 0))
+    accepted("audio", "WAV of unknown length", with_header(0xFFFFFFFF, 0xFFFFFFFF))
+    accepted("audio", "FLAC of unknown length", flac_of_unknown_length)
+    refused("audio", "a sample rate of 1 Hz", of_rate(1), says="a sample rate of 1 Hz")
+    refused("audio", "samples of 5e24", far_too_loud, says="far too large")
     refused("audio", "WAV: half, the header whole", cut_in_half(".wav"), says="is cut short")
     refused("audio", "FLAC: half, the header whole", cut_in_half(".flac"), says="LJ001-0002.flac")
 
@@ -623,6 +659,8 @@ def surrounding_faults(folder):
     trains("no entry, HOME not set", **options)
     measures("no entry, HOME not set", **options)
     (folder / "sitecustomize.py").unlink()
+    clean = not (ROOT / "~").exists()  # medmnist would make it
+    report("surroundings", "Q2: no entry, HOME not set: no folder ~", clean, "none is left")
     trains("HOME is missing", HOME=nowhere)
     trains("HOME is a file (/dev/null)", HOME=os.devnull)
     executes("HOME is a file (/dev/null)", HOME=os.devnull)
@@ -672,9 +710,24 @@ def surrounding_faults(folder):
         command = ["make", "-o", ".venv/ready", f"PY={sys.executable}", "report", f"OUT={out}"]
         settings = {**os.environ, "PYTHONSAFEPATH": "1"}
         made = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True)
-        passed = made.returncode == 0 and (out / "report.pdf").exists()
-        what = "report.pdf" if passed else made.stderr.strip()[-200:]
+        passed = made.returncode == 0 and (out / "results.pdf").exists()
+        what = "results.pdf" if passed else made.stderr.strip()[-200:]
         report("surroundings", "make report: PYTHONSAFEPATH=1", passed, what)
+    trains("python -OO", PYTHONOPTIMIZE=2)
+    measures("python -OO", PYTHONOPTIMIZE=2)
+    latex = folder / "latex"
+    latex.mkdir()
+    (latex / "matplotlibrc").write_text("text.usetex: True\n")
+    trains("LaTeX in a matplotlibrc", MPLCONFIGDIR=latex)
+    kernel = folder / "jupyter" / "kernels" / "python3" / "kernel.json"
+    kernel.parent.mkdir(parents=True)
+    kernel.write_text('{"argv": ["/gone/bin/python"], "display_name": "x", "language": "python"}')
+    executes("another python3 among the kernels", JUPYTER_PATH=folder / "jupyter")
+    if os.name == "posix":
+        delete = ("sh", "-c", 'mkdir gone && cd gone && rmdir ../gone && exec "$@"', "sh")
+        gone = {"before": delete, "cwd": folder, "says": "the current folder is gone"}
+        for name in (Q1, Q2):
+            expect_sentence("surroundings", f"{name} in a deleted folder", str(ROOT / name), **gone)
     long = folder / ("t" * (101 - len(str(folder)) - 1))
     long.mkdir()
     executes(f"TMPDIR of {len(str(long))} characters", TMPDIR=long)

@@ -28,8 +28,8 @@ import torch
 N_CLIPS = 128
 REFERENCE_FRAMES = 2_754
 q3 = SimpleNamespace(**load_definitions(DATA="nowhere", OUT="nowhere"))
-WITH_OPTIONS = replace(q3.settings, batch_size=32)  # auxiliary loss and augmentation
-OURS = replace(WITH_OPTIONS, ctc_weight=0.0, speed=0.0, warp=0.0, reverb=0.0, noise=0.0)
+OURS = replace(q3.settings, batch_size=32, ctc_weight=0.0)
+WITH_OPTIONS = replace(OURS, ctc_weight=0.3, speed=0.1, warp=0.1, reverb=0.5, noise=0.5)
 PLAIN = replace(OURS, bf16=0)
 
 

@@ -30,7 +30,7 @@ def checkpoint(tmp_path):
         "data": {"source": "tones"},
         "parameters": 1234,
         "command": "make q3",
-        "started_from": {"data": {"source": "synthetic tones"}, "epochs": 15},
+        "started_from": {"data": {"source": "synthetic tones"}},
     }
     state = {"model": model.state_dict(), "sizes": asdict(sizes), "result": result}
     path = tmp_path / "checkpoints" / "q3-transformer-finetuned.pt"

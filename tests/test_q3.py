@@ -422,9 +422,9 @@ def test_augmentation_by_hand():
     expected = 10**-2 + 10 ** (4 * torch.linspace(-0.75, -0.25, 80))
     assert torch.allclose(power, expected, rtol=0.05)
 
-    off = replace(q3.settings, speed=0.0, warp=0.0, reverb=0.0, noise=0.0)
-    assert torch.equal(q3.vary(frames, off), frames)
-    varied = q3.vary(frames, q3.settings)
+    assert torch.equal(q3.vary(frames, q3.settings), frames)  # by default there is none
+    on = replace(q3.settings, speed=0.1, warp=0.1, reverb=0.5, noise=0.5)
+    varied = q3.vary(frames, on)
     assert 100 / 1.12 < len(varied) < 100 / 0.88 and varied.shape[1] == 80
 
 

@@ -264,6 +264,118 @@ def test_committed_report_is_current():
     assert 10 <= labels["pages"][0] <= 14
 
 
+def edit(folder, pattern, change):
+    """Apply `change(result)` to the saved results whose names match."""
+    paths = sorted((folder / "results").glob(f"{pattern}.json"))
+    assert paths, pattern
+    for path in paths:
+        result = json.loads(path.read_text())
+        change(result)
+        path.write_text(json.dumps(result))
+
+
+def exchange(folder, a, b, key):
+    """Two runs get each other's entry `key`."""
+    first, second = read(folder, a), read(folder, b)
+    change(folder, a, **{key: second[key]})
+    change(folder, b, **{key: first[key]})
+
+
+def seeds_of(folder, pattern):
+    """The pattern's runs, in the order of their seeds."""
+    return sorted(path.stem for path in (folder / "results").glob(f"{pattern}.json"))
+
+
+def opposite_of_q1(folder):
+    """Linear attention is quadratic, slow and hungry; the series is exact and never negative."""
+
+    def reverse(q1):
+        q1["identities"][0]["full"] = 1e-3
+        for row in q1["approximation"]:
+            row["error"] = [0.5] * len(row["error"])
+            row["negative_weights"] = [0.0] * len(row["error"])
+        rows = {(row["method"], row["D"]): row for row in q1["scaling"]}
+        for D in q1["config"]["dims"]:
+            linear, fused = rows["linear", D], rows["softmax, fused", D]
+            for key in ("seconds", "slope"):
+                linear[key], fused[key] = fused[key], linear[key]
+            linear["peak_bytes"] = [D * n for n in linear["seq_lens"]]
+            plain = rows["softmax, plain", D]
+            plain["seconds"] = [4.0**i for i in range(len(plain["seconds"]))]
+        for crossing in q1["crossover"]:
+            crossing["measured"] = crossing["predicted"] / 2
+
+    edit(folder, "q1", reverse)
+
+
+def opposite_of_q2(folder):
+    """The smallest rate is best, all rates learn, strides win, the average wins over both."""
+
+    def reverse(search):
+        search["best"] = search["table"][0 if search["config"]["epochs"] == 150 else -1]
+
+    def learn(result):
+        result["epochs"][-1]["train_loss"] = result["config"]["learning_rate"]
+        result["epochs"][-1]["val_accuracy"] = 0.99
+
+    edit(folder, "q2-search", reverse)
+    edit(folder, "q2-search-epochs150", reverse)
+    edit(folder, "q2-maxpool-*", learn)
+    for run in seeds_of(folder, "q2-maxpool-lr0.001-seed4?"):
+        result = read(folder, run)
+        test = {**result["test"], "accuracy": 0.9 + result["seed"] / 1000}
+        change(folder, run, test=test)
+
+
+def strides_win(folder):
+    """The networks get each other's scores on test, and the average pools as well as the maximum."""
+    for epochs, rate in (("", "0.1"), ("-epochs150", "0.01")):
+        pool = seeds_of(folder, f"q2-maxpool-lr{rate}-seed4?{epochs}")
+        strided = seeds_of(folder, f"q2-strided-lr{rate}-seed4?{epochs}")
+        for a, b in zip(pool, strided):
+            exchange(folder, a, b, "test")
+
+    def best_on_validation(result):
+        result["epochs"][-1]["val_accuracy"] = 0.99 + result["seed"] / 100_000
+
+    def falls_apart(result):
+        result["test"]["accuracy_shifted"][1:] = [0.26, 0.26, 0.26 + result["seed"] / 100_000]
+
+    def learns_best(result):
+        result["epochs"][-1]["train_loss"] = 0.01
+
+    edit(folder, "q2-strided-lr0.1-seed4?", best_on_validation)
+    edit(folder, "q2-strided-lr0.01-seed4?-epochs150", falls_apart)
+    edit(folder, "q2-avgpool-*", learns_best)
+
+
+def the_average_wins(folder):
+    for run in seeds_of(folder, "q2-avgpool-*"):
+        result = read(folder, run)
+        change(folder, run, test={**result["test"], "accuracy": 0.9 + result["seed"] / 1000})
+
+
+def recalls_are_low(folder):
+    def miss(result):
+        result["test"]["confusion"] = [[1, 2, 2, 2], [2, 1, 2, 2], [2, 2, 1, 2], [2, 2, 2, 1]]
+
+    edit(folder, "q2-maxpool-lr0.01-seed4?-epochs150", miss)
+
+
+OPPOSITES = (opposite_of_q1, opposite_of_q2, strides_win, the_average_wins, recalls_are_low)
+
+
+def test_every_sentence_can_be_false(committed, tmp_path):
+    """Other results make each condition false once, and the report then says so."""
+    names, false = set(sentences(committed)), set()
+    for opposite in OPPOSITES:
+        folder = tmp_path / opposite.__name__
+        shutil.copytree(committed, folder)
+        opposite(folder)
+        false |= {name for name, value in sentences(folder).items() if not value}
+    assert names - false == set()
+
+
 def test_derived_numbers_must_equal_saved_ones(committed, tmp_path):
     folder = tmp_path / "out"
     shutil.copytree(committed, folder)

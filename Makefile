@@ -47,7 +47,7 @@ transcribe: .venv/ready  ## write down what is said in the sound file WAV=, with
 
 # Each variable of these settings is explained in the notebook's section 11.
 VARIED := SPEED=0.1 WARP=0.1 REVERB=0.5 NOISE=0.5
-TUNED := $(VARIED) EPOCHS=40 INIT_FROM=build/varied/checkpoints TAG=-finetuned
+TUNED := $(VARIED) EPOCHS=20 LEARNING_RATE=0.0003 KEEP_BEST=1 INIT_FROM=build/varied/checkpoints TAG=-finetuned
 model: .venv/ready  ## train the model that comes with the clone: METADATA=metadata.csv to be spoken, DATA= real clips
 	"$(PY)" -m tools.make_sample_data -only ljspeech -metadata "$(METADATA)" -out build/full
 	DATA=build/full OUT=build/varied $(VARIED) "$(PY)" -m tools.run_notebook

@@ -417,21 +417,24 @@ def read_audio(path, advice="fetch it again or remove its row in metadata.csv"):
     try:
         with open(path, "rb") as file:
             is_cut = _is_cut_wav(file)
-            promised = soundfile.info(file).frames
-            file.seek(0)
-            samples, rate = soundfile.read(file, dtype="float32", always_2d=True)  # (n, channels)
+            file = io.BytesIO(_with_a_length(file.read()))
+            with soundfile.SoundFile(file) as sound:
+                promised, rate = sound.frames, sound.samplerate
+                samples = _read_to_the_end(sound)  # (n, channels)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; {advice}.") from error
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror or error}); {advice}.") from error
     except RuntimeError as error:  # soundfile's
         raise UserError(f"{path} is no readable sound file; {advice}.") from error
-    if is_cut or len(samples) < promised:
+    if is_cut or len(samples) < promised < UNKNOWN_LENGTH:
         raise UserError(f"{path} is cut short: its header promises more sound; {advice}.")
+    if not 1_000 <= rate <= 1_000_000:
+        raise UserError(f"{path} has a sample rate of {rate} Hz in its header; {advice}.")
     if len(samples) * SAMPLE_RATE < N_FFT * rate:
         raise UserError(f"{path} holds less sound than one window of 46 ms; {advice}.")
-    if not np.isfinite(samples).all():
-        raise UserError(f"{path} holds samples that are no numbers; {advice}.")
+    if not (np.abs(samples) <= 2**31).all():  # false for NaN, too
+        raise UserError(f"{path} holds samples that are no numbers, or far too large; {advice}.")
 
     mono = samples.mean(axis=1)  # (n,)
     if rate != SAMPLE_RATE:
@@ -440,17 +443,37 @@ def read_audio(path, advice="fetch it again or remove its row in metadata.csv"):
     return torch.from_numpy(np.ascontiguousarray(mono, dtype=np.float32))
 
 
+UNKNOWN_LENGTH = 2**63 - 1  # libsndfile's: a FLAC that was written to a pipe does not say
+
+
+def _read_to_the_end(sound):
+    """All samples of an open SoundFile (n, channels), however many its header promises."""
+    sound.seekable = lambda: False  # soundfile would seek, which fails behind the last sample
+    blocks = []
+    while not blocks or len(blocks[-1]) > 0:
+        blocks.append(sound.read(2**16, dtype="float32", always_2d=True))
+    return np.concatenate(blocks)
+
+
+def _with_a_length(content):
+    """A WAV file's bytes with an unknown length instead of 0, which a killed recorder leaves."""
+    at = content.find(b"data", 12) + 4
+    if content[:4] == b"RIFF" and at > 4 and content[at : at + 4] == bytes(4):
+        return content[:at] + b"\xff" * 4 + content[at + 4 :]
+    return content
+
+
 def _is_cut_wav(file):
     """Whether an open RIFF file is shorter than its header says; leaves it at its beginning.
 
-    Streams of unknown length promise about 4 GB, and some recorders count the 8 bytes of the
+    Streams of unknown length promise 2 or 4 GB, and some recorders count the 8 bytes of the
     header twice.
     """
     header = file.read(8)
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     promised = int.from_bytes(header[4:8], "little")
-    return header[:4] == b"RIFF" and size < promised < 2**31
+    return header[:4] == b"RIFF" and size < promised < 0x7FFF_F000
 
 
 @functools.cache

@@ -328,7 +328,7 @@ def opposite_of_q2(folder):
 
 
 def strides_win(folder):
-    """The networks get each other's scores on test, and the average pools as well as the maximum."""
+    """The networks get each other's scores on test, and the control learns best."""
     for epochs, rate in (("", "0.1"), ("-epochs150", "0.01")):
         pool = seeds_of(folder, f"q2-maxpool-lr{rate}-seed4?{epochs}")
         strided = seeds_of(folder, f"q2-strided-lr{rate}-seed4?{epochs}")

@@ -61,10 +61,14 @@ def score_beam(q3, model, corpus):
     """Scores of the test clips as transcribe.py writes them, and what it wrote."""
     references, hypotheses, clips = [], [], []
     rows = corpus.rows["test"]
-    for clip, text, path in tqdm(rows, "transcribing", leave=False, disable=runs.QUIET):
-        references.append(utils.decode(utils.encode(text)))
-        hypotheses.append(transcribe.transcribe(model, path))
-        clips.append({"clip": clip, "reference": references[-1], "hypothesis": hypotheses[-1]})
+    for name, text, path in tqdm(rows, "transcribing", leave=False, disable=runs.QUIET):
+        reference = utils.decode(utils.encode(text))
+        hypothesis = transcribe.transcribe(model, path)
+        clip = {"clip": name, "reference": reference, "hypothesis": hypothesis}
+        clip["damerau_levenshtein"] = q3.damerau_levenshtein(reference, hypothesis)
+        references.append(reference)
+        hypotheses.append(hypothesis)
+        clips.append(clip)
     return scores_of(q3, references, hypotheses), clips
 
 

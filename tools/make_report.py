@@ -154,6 +154,15 @@ def q2_row(result):
     return table_row(question, f"accuracy {validation} validation, {test} test ({seeds})", result)
 
 
+def model_row(result):
+    """The scores of the model that comes with the clone, as transcribe.py decodes."""
+    scores = result["test"]["beam"]
+    low, high = scores["interval"]
+    similarity = f"similarity {scores['damerau_levenshtein']:.3f} ({low:.3f} to {high:.3f})"
+    text = f"{similarity}, WER {scores['wer']:.3f}, on clips that it never heard"
+    return table_row("Q3, the model of `transcribe.py`", text, result)
+
+
 def q3_row(result):
     """The test scores of one decoder."""
     epochs = result["config"]["epochs"]
@@ -172,11 +181,21 @@ def results_table(results):
     for name, result in sorted(results.items()):
         if name.startswith("q2-search"):
             rows.append(q2_row(result))
-        is_trial = "-tried" in name
-        if result["question"] == "q3" and result["status"] == "finished" and not is_trial:
+        is_trial = "-trial-" in name
+        if name == "q3-model":
+            rows.append(model_row(result))
+        elif result["question"] == "q3" and result["status"] == "finished" and not is_trial:
             rows.append(q3_row(result))
     header = ["| question | result | data | made on |", "|---|---|---|---|"]
     return "\n".join(header + rows)
+
+
+def transcript(result):
+    """What the model that comes with the clone wrote for the test clip of median similarity."""
+    ranked = sorted(result["clips"], key=lambda clip: clip["damerau_levenshtein"])
+    clip = ranked[len(ranked) // 2]
+    lines = ["```", f"said:     {clip['reference']}", f"written:  {clip['hypothesis']}", "```"]
+    return "\n".join(lines)
 
 
 def update_readme(name, command, text):
@@ -201,6 +220,8 @@ def write_results_table():
         problem = f"a result in report/results is damaged or of another version ({error})"
         raise UserError(f"{problem}; run its command again.") from error
     update_readme("results", "make readme", table)
+    if "q3-model" in results:
+        update_readme("transcript", "make readme", transcript(results["q3-model"]))
 
 
 # ---------------------------------------------------------------------------------- the submission

@@ -94,12 +94,14 @@ def beam_search(model, features, max_tokens, beam=BEAM, ctc_share=CTC_SHARE):
 
     texts = torch.tensor([[START]])  # (W, L)
     decoder_scores = np.zeros(1)  # (W,)
+    state = model.new_state()
     best_text, best_score = texts[0], -math.inf
     for _ in range(max_tokens):
         n_texts = len(texts)
-        logits = model.decoder(
-            texts.to(device), z.expand(n_texts, -1, -1), mask.expand(n_texts, -1, -1, -1)
-        )
+        newest = texts[:, -1:].to(device)  # (W, 1)
+        z_of_each = z.expand(n_texts, -1, -1)
+        mask_of_each = mask.expand(n_texts, -1, -1, -1)
+        logits = model.decoder(newest, z_of_each, mask_of_each, state)  # (W, 1, V)
         log_p = logits[:, -1].float().log_softmax(dim=-1)  # (W, V), of the next token
         decoder = decoder_scores[:, None] + log_p.cpu().double().numpy()
         ctc, sums = prefix_score.continuations(texts[:, -1].numpy())
@@ -119,6 +121,7 @@ def beam_search(model, features, max_tokens, beam=BEAM, ctc_share=CTC_SHARE):
         texts = torch.cat([texts[torch.from_numpy(parents)], longer], dim=1)
         decoder_scores = decoder[parents, tokens]
         prefix_score.keep(sums, parents, tokens)
+        state.keep(torch.from_numpy(parents).to(device))
     return best_text[1:].tolist()
 
 

@@ -527,7 +527,7 @@ def q3_settings(folder, **settings):
 
 def truth_of(folder, program, *arguments, run, **settings):
     """The results file of an undisturbed run."""
-    out = folder / f"truth-{run}"
+    out = Path(tempfile.mkdtemp(prefix="truth-", dir=folder))
     if program == NOTEBOOK:
         finish(program, *arguments, OUT=out, **settings)
     else:

@@ -97,7 +97,6 @@ def card(result):
             lines.append(f"| `{row['file']}` | {row['text']} |")
         others = "\n".join([*lines, ""])
     counts = result["data"]["counts"]
-    n_clips = counts["train"] + counts["val"]
     fill = {
         "decoder": config["decoder"],
         "parameters": f"{trained['parameters']:,}",
@@ -105,7 +104,7 @@ def card(result):
         "blocks": config["n_blocks"],
         "d": config["d"],
         "start": trained["started_from"]["data"]["source"],
-        "n_clips": n_clips,
+        "n_train": counts["train"],
         "n_test": counts["test"],
         "source": result["data"]["source"],
         "rows": "\n".join(rows),
@@ -128,12 +127,12 @@ CARD = """\
     {megabytes} MB. Load it with `transcribe.load_model`, or
     `torch.load(..., weights_only=True)`.
 
-    **Data.** First: {start}. The voice is that of the package hibari-tts (Apache License 2.0), its
-    texts are the transcripts of LJ Speech's official training part. Then: {n_clips} real clips of
-    LJ Speech 1.1 (public domain), one woman reading from seven books. No sentence of the test
-    clips was read or heard in training.
+    **Data.** First, {start}:
+    the official training part, in the voice of the package hibari-tts (Apache License 2.0). Then
+    {n_train} real clips of the same part of LJ Speech 1.1 (public domain), one woman reading from
+    seven books. No sentence of the test clips was read or heard in training.
 
-    **Scores** on {n_test} real clips of the official test part ({source}). Similarity is
+    **Scores** on {n_test} real clips of the official test part. Data: {source}. Similarity is
     1 − Damerau–Levenshtein distance / length of the longer text, mean over clips, with the interval
     in which a bootstrap over the clips finds 95 % of the means.
 

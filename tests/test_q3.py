@@ -634,7 +634,7 @@ def test_notebook_runs_from_top_to_bottom_on_a_tiny_corpus(tmp_path):
         )
     names = {path.stem for path in (out / "figures").iterdir()}
     figures = "model clip masks loss-lstm loss-transformer loss-comparison scores attention"
-    figures += " by-length recording"
+    figures += " scores-lstm scores-transformer varied by-length recording"
     assert names == {f"q3-{name}" for name in figures.split()}
 
 

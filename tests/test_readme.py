@@ -51,7 +51,7 @@ COMMANDS = all_commands()
 
 
 def check_settings(names):
-    known = {*settings_of_the_notebook(), "PYTHON"}
+    known = {*settings_of_the_notebook(), "PYTHON", "WAV"}
     assert set(names) <= known, set(names) - known
 
 

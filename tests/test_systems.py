@@ -110,4 +110,4 @@ def test_everything_but_the_kernel_works_as_on(oct_folder, tmp_path, system):  #
     assert process.returncode == 0, process.stderr
     made = {path.name for path in out.rglob("*") if path.is_file()}
     assert {"q1.json", "q2-maxpool-lr0.01-seed42-epochs1.json", "metadata.csv"} <= made
-    assert "report.pdf" in made
+    assert "results.pdf" in made

@@ -7,8 +7,9 @@ from dataclasses import asdict
 import runs
 import transcribe
 import utils
-from conftest import run_script
+from conftest import SHARED, run_script
 from runs import UserError
+from tools import sample_speech
 from tools.definitions import load_definitions
 from utils import PAD, START, STOP
 
@@ -154,3 +155,30 @@ def test_no_model_is_one_sentence(tmp_path):
     assert process.returncode == 2 and "none.pt" in process.stderr
     with pytest.raises(UserError, match="there is no model"):
         transcribe.load_model(tmp_path / "none.pt")
+
+
+# -------------------------------------------------------------- the model that comes with the clone
+def similarity_of(reference, written):
+    return DEFINITIONS["damerau_levenshtein"](reference, written)
+
+
+def test_the_model_that_comes_with_the_clone_understands_the_voice(tmp_path):
+    text = "The commission also recommends that the sailor sold the letter."
+    samples = sample_speech.say(text, speed=0.9, seed=1)
+    soundfile.write(tmp_path / "a.wav", samples, sample_speech.SAMPLE_RATE)
+    assert transcribe.MODEL.stat().st_size < 5_000_000
+    written = transcribe.transcribe(transcribe.load_model(transcribe.MODEL), tmp_path / "a.wav")
+    assert similarity_of(text.lower(), written) > 0.6
+
+
+@pytest.mark.skipif(
+    not (SHARED / "LJSpeech-1.1").exists(), reason="no real LJ Speech clips beside this checkout"
+)
+def test_the_model_that_comes_with_the_clone_understands_real_clips():
+    splits, _ = utils.load_ljspeech(SHARED)
+    model = transcribe.load_model(transcribe.MODEL)
+    similarities = []
+    for _, text, path in splits["test"][:4]:
+        reference = utils.decode(utils.encode(text))
+        similarities.append(similarity_of(reference, transcribe.transcribe(model, path)))
+    assert np.mean(similarities) > 0.6

@@ -42,20 +42,22 @@ notebook: .venv/ready $(SAMPLE)  ## Question 3: open the notebook in JupyterLab,
 	@"$(PY)" -c "import jupyterlab" 2>/dev/null || "$(PY)" -m pip install --quiet --disable-pip-version-check jupyterlab==4.6.6
 	DATA="$(DATA)" OUT="$(OUT)" "$(PY)" -m jupyterlab hw2-q3.ipynb
 
-transcribe: .venv/ready  ## write down what is said in the sound file WAV=, with the model that comes with the clone
+transcribe: .venv/ready  ## write down what is said in the sound file WAV=
 	@"$(PY)" transcribe.py "$(WAV)"
 
 # Each variable of these settings is explained in the notebook's section 11.
 VARIED := SPEED=0.1 WARP=0.1 REVERB=0.5 NOISE=0.5
-TUNED := $(VARIED) EPOCHS=20 LEARNING_RATE=0.0003 KEEP_BEST=1 INIT_FROM=build/varied/checkpoints TAG=-finetuned
-model: .venv/ready  ## train the model that comes with the clone: METADATA=metadata.csv to be spoken, DATA= real clips
+STARTED := INIT_FROM=build/varied/checkpoints TAG=-finetuned
+TUNED := $(VARIED) $(STARTED) EPOCHS=20 LEARNING_RATE=0.0003 KEEP_BEST=1
+model: .venv/ready  ## the model that comes with the clone: METADATA= is spoken, DATA= has real clips
 	"$(PY)" -m tools.make_sample_data -only ljspeech -metadata "$(METADATA)" -out build/full
 	DATA=build/full OUT=build/varied $(VARIED) "$(PY)" -m tools.run_notebook
 	DATA="$(DATA)" OUT=build/real $(TUNED) "$(PY)" -m tools.run_notebook
-	"$(PY)" -m tools.make_model -data "$(DATA)" -checkpoint build/real/checkpoints/q3-transformer-finetuned.pt
+	"$(PY)" -m tools.make_model -data "$(DATA)" \
+		-checkpoint build/real/checkpoints/q3-transformer-finetuned.pt
 
 report: OUT := report
-report: .venv/ready  ## compile report/report.pdf, or another OUT's results.pdf, from OUT's results and figures
+report: .venv/ready  ## compile report/report.pdf, or another OUT's results.pdf
 	"$(PY)" -m tools.make_report -out "$(OUT)"
 
 readme: .venv/ready  ## write README's table of results from report/results

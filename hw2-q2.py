@@ -533,7 +533,6 @@ def make_parser():
     share = runs.number(float, low=0, below=1)
     decay = runs.number(float, low=0)
     rate = runs.number(float, above=0, or_word="best")
-    seed = runs.number(int, low=0, high=2**32 - 1)
     parser = runs.ArgumentParser(__doc__)
     parser.flag("epochs", type=whole, default=15, help="passes over the training images")
     parser.flag("batch_size", type=whole, default=8, help="images per optimiser step")
@@ -544,7 +543,7 @@ def make_parser():
     parser.flag("no_maxpool", action="store_true", help="strides of 2 instead of pooling (Q2.2)")
     parser.flag("data", default="data", help="folder that holds octmnist.npz")
     parser.flag("out", default="build", help="folder for results/ and figures/")
-    parser.flag("seed", type=seed, nargs="+", default=[42], help="one or several")
+    parser.flag("seed", type=runs.SEED, nargs="+", default=[42], help="one or several")
     parser.flag(
         "device", type=runs.device_name, default="auto", help="auto, cpu, cuda, cuda:1 or mps"
     )

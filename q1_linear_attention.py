@@ -635,9 +635,7 @@ def make_parser():
         help="GB; what would need more is skipped",
     )
     parser.flag("out", default="build", help="folder for results/ and figures/")
-    parser.flag(
-        "seed", type=runs.number(int, 0, 2**32 - 1), default=42, help="of the random Q, K and V"
-    )
+    parser.flag("seed", type=runs.SEED, default=42, help="of the random Q, K and V")
     parser.flag(
         "device", type=runs.device_name, default="auto", help="auto, cpu, cuda, cuda:1 or mps"
     )

@@ -236,6 +236,9 @@ def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf, 
     return parse
 
 
+SEED = number(int, low=0, high=2**32 - 1)  # what NumPy and torch both take
+
+
 def run_script(main, parser, after_interrupt="give the command again"):
     """Call `main(args)`; a `UserError` or Ctrl-C ends it in one sentence, exit status 2."""
     _on_interrupt(signal.default_int_handler)  # KeyboardInterrupt

@@ -1,6 +1,5 @@
 """What the tests share: scripts as modules, tiny datasets, running things as a person would."""
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -12,20 +11,13 @@ SHARED = ROOT.parent / "shared" / "data"  # real data, where this checkout has i
 sys.path.insert(0, str(ROOT))
 
 import utils  # noqa: E402
+from tools.definitions import load_script  # noqa: E402, F401  (for the tests)
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import soundfile  # noqa: E402
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="Windows has other signals and streams")
-
-
-def load_script(name):
-    """Import a script whose file name is no module name, such as hw2-q2.py."""
-    spec = importlib.util.spec_from_file_location(name.replace("-", "_"), ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def run_python(*words, cwd=ROOT, timeout=120, **options):

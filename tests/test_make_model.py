@@ -65,3 +65,12 @@ def test_model_scores_and_card(tmp_path, checkpoint):
 def test_no_checkpoint_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="train it first"):
         make_model.write_weights(tmp_path / "none.pt", tmp_path / "q3.pt")
+
+
+def test_a_checkpoint_that_was_not_fine_tuned_is_one_sentence(tmp_path, checkpoint):
+    state = runs.load_checkpoint(checkpoint)
+    del state["result"]["started_from"]
+    runs.save_checkpoint(checkpoint, {}, state)
+    with pytest.raises(UserError, match="was not fine-tuned"):
+        make_model.write_weights(checkpoint, tmp_path / "q3.pt")
+    assert not (tmp_path / "q3.pt").exists()

@@ -1,6 +1,7 @@
-"""What hw2-q3.ipynb defines, for those who use it outside of the notebook: transcribe.py, tests."""
+"""What hw2-q3.ipynb and the scripts define, for those who use it elsewhere."""
 
 import ast
+import importlib.util
 import os
 from pathlib import Path
 
@@ -8,7 +9,16 @@ from runs import UserError
 
 import nbformat
 
-NOTEBOOK = Path(__file__).resolve().parent.parent / "hw2-q3.ipynb"
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOK = ROOT / "hw2-q3.ipynb"
+
+
+def load_script(name):
+    """Import a script of the root whose file name is no module name, such as hw2-q2.py."""
+    spec = importlib.util.spec_from_file_location(name.replace("-", "_"), ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def settings_of_the_notebook(path=NOTEBOOK):

@@ -22,7 +22,6 @@ import utils
 from runs import UserError
 from tools.definitions import load_definitions
 
-import torch
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,19 +29,23 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # ------------------------------------------------------------------------------------- the weights
 def write_weights(checkpoint, path):
-    """Save the checkpoint's weights at `path` as float16; returns the result of its training."""
+    """Save the checkpoint's weights at `path` as float16.
+
+    Returns the result of its training and the model's sizes.
+    """
     state = runs.load_checkpoint(checkpoint)
     if state is None:
         raise UserError(f"there is no checkpoint {checkpoint}; train it first.")
     trained = state["result"]
+    if "started_from" not in trained:
+        raise UserError(f"{checkpoint} was not fine-tuned (INIT_FROM); name one that was.")
     weights = {name: tensor.half() for name, tensor in state["model"].items()}
     identity = {"config": trained["config"], "data": trained["data"]}
     runs.save_checkpoint(path, identity, {"sizes": state["sizes"], "model": weights})
-    return trained
+    return trained, state["sizes"]
 
 
 # -------------------------------------------------------------------------------------- the scores
-@torch.inference_mode()
 def scores_of(q3, references, hypotheses):
     """The five scores, and in which interval the mean similarity of other clips would lie."""
     similarity = [q3.damerau_levenshtein(a, b) for a, b in zip(references, hypotheses)]
@@ -133,8 +136,8 @@ CARD = """\
     seven books. No sentence of the test clips was read or heard in training.
 
     **Scores** on {n_test} real clips of the official test part. Data: {source}. Similarity is
-    1 − Damerau–Levenshtein distance / length of the longer text, mean over clips, with the interval
-    in which a bootstrap over the clips finds 95 % of the means.
+    1 − Damerau–Levenshtein distance / length of the longer text, mean over clips, with the
+    interval in which a bootstrap over the clips finds 95 % of the means.
 
     | decoding | similarity | word error rate | letter error rate |
     |---|---|---|---|
@@ -166,13 +169,11 @@ def main(args):
     """Write the weights, score them, save the result, write the card."""
     runs.check_writable(args.out)
     weights = args.out / "models" / "q3.pt"
-    trained = write_weights(args.checkpoint, weights)
+    trained, sizes = write_weights(args.checkpoint, weights)
     model = transcribe.load_model(weights)
     q3 = SimpleNamespace(**load_definitions(DATA=str(args.data), OUT=str(args.out), DEVICE="cpu"))
     corpus = q3.load_corpus(q3.settings)
-    state = runs.load_checkpoint(weights)
-
-    config = {**trained["config"], **state["sizes"]}
+    config = {**trained["config"], **sizes}
     command = runs.command_line()
     result = runs.new_result("q3", "q3-model", command, config, corpus.info, "cpu")
     result["test"]["greedy"] = score_greedy(q3, model, corpus)

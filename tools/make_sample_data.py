@@ -19,10 +19,9 @@ def make_parser():
     """What to write, and where."""
     n_clips = "spoken clips: 2,000 sentences, or all rows of -metadata"
     metadata = "speak the normalised transcripts of this file (id|transcript|normalised) instead"
-    seeds = runs.number(int, 0, 2**32 - 1)
     parser = runs.ArgumentParser(__doc__)
     parser.flag("out", type=Path, default="sample", help="folder to write to")
-    parser.flag("seed", type=seeds, default=42, help="same seed, same data")
+    parser.flag("seed", type=runs.SEED, default=42, help="same seed, same data")
     parser.flag("n_clips", type=runs.number(int, 1), help=n_clips)
     parser.flag("metadata", help=metadata)
     parser.flag("only", choices=("octmnist", "ljspeech"), help="write only this one")

@@ -7,27 +7,15 @@ them. Five seeds at the setting of the report's comparison, 150 epochs at learni
 OUT/results/q2-avgpool-*.json.
 """
 
-import importlib.util
-from pathlib import Path
-
 import runs
+from tools.definitions import load_script
 
 from torch import nn
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def load_q2():
-    """hw2-q2.py as a module, whose name Python's `import` cannot spell."""
-    spec = importlib.util.spec_from_file_location("hw2_q2", ROOT / "hw2-q2.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def with_average_pooling():
     """hw2-q2.py as a module whose CNN takes the mean of each 2x2 window, not its maximum."""
-    q2 = load_q2()
+    q2 = load_script("hw2-q2")
 
     class AveragePoolingCNN(q2.CNN):
         def __init__(self, *arguments, **options):
@@ -46,7 +34,7 @@ def train_run(*arguments):
 def plan_runs(args):
     """A run for every seed: {its name: its config}."""
     flags = ["-data", args.data, "-epochs", str(args.epochs), "-seed", *map(str, args.seed)]
-    q2 = load_q2()
+    q2 = load_script("hw2-q2")
     planned = {}
     for name, config in q2.plan_runs(q2.make_parser().parse_args(flags), [0.01]).items():
         planned[name.replace("maxpool", "avgpool")] = {**config, "pooling": "average"}
@@ -56,11 +44,10 @@ def plan_runs(args):
 def make_parser():
     parser = runs.ArgumentParser(__doc__)
     whole = runs.number(int, 1)
-    seed = runs.number(int, 0, 2**32 - 1)
     parser.flag("data", default="data", help="folder that holds octmnist.npz")
     parser.flag("out", default="report", help="folder for results/")
     parser.flag("epochs", type=whole, default=150, help="passes over the training images")
-    parser.flag("seed", type=seed, nargs="+", default=[42, 43, 44, 45, 46], help="one or several")
+    parser.flag("seed", type=runs.SEED, nargs="+", default=range(42, 47), help="one or several")
     return parser
 
 
@@ -74,7 +61,7 @@ def main(args):
         jobs.append((name, config, args.out, command, position))
     advice = "close other programs, and the same command goes on from the saved epochs"
     results = list(runs.side_by_side(train_run, jobs, runs.usable_cpus(), advice))
-    q2 = load_q2()
+    q2 = load_script("hw2-q2")
     q2.delete_checkpoints(planned, args.out)
     q2.print_table(q2.summarise(results))
     print(f"data: {results[0]['data']['source']}; results are in {args.out}/")

@@ -59,12 +59,11 @@ def train_run(name, decoder, settings, command):
 
 def make_parser():
     whole = runs.number(int, 1)
-    seed = runs.number(int, 0, 2**32 - 1)
     parser = runs.ArgumentParser(__doc__)
     parser.flag("data", default="sample", help="folder that holds LJSpeech-1.1/")
     parser.flag("out", default="report", help="folder for results/")
     parser.flag("epochs", type=whole, default=15, help="passes over the training clips")
-    parser.flag("seed", type=seed, nargs="+", default=[42, 43, 44, 45, 46], help="one or several")
+    parser.flag("seed", type=runs.SEED, nargs="+", default=range(42, 47), help="one or several")
     return parser
 
 

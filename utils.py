@@ -27,6 +27,9 @@ if not runs.IN_NOTEBOOK:
 import matplotlib.pyplot as plt
 
 plt.rcParams["text.usetex"] = False  # whatever a matplotlibrc says: the labels are no LaTeX
+plt.rcParams.update({"font.size": 8, "axes.titlesize": 9, "legend.fontsize": 8, "figure.dpi": 120})
+
+HALF_PAGE = (3.4, 2.9)  # inches; the report shows figures as large as they are drawn
 
 
 # ------------------------------------------------------------------------------------------- plots
@@ -35,9 +38,9 @@ def save_figure(figure, out, name, source):
 
     Returns the figure. The same figure gives the same bytes: no date is written.
     """
-    letters_in_a_line = int(20 * figure.get_figwidth())
-    label = textwrap.fill(f"data: {source}", letters_in_a_line)
-    figure.suptitle(label, fontsize=7, color="dimgray", parse_math=False)
+    letters_in_a_line = int(17 * figure.get_figwidth())
+    label = textwrap.fill(f"data: {source}", letters_in_a_line, break_on_hyphens=False)
+    figure.suptitle(label, fontsize=8, color="dimgray", parse_math=False)
     for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", None)):
         path = Path(out) / "figures" / f"{name}.{suffix}"
         with runs.write_atomically(path) as temporary:
@@ -46,10 +49,10 @@ def save_figure(figure, out, name, source):
     return figure
 
 
-def _legend_below(figure, n_curves):
-    """A legend under the axes, in columns that fill their rows."""
-    n_columns = 3 if n_curves % 3 == 0 else max(1, n_curves // 2)
-    figure.legend(loc="outside lower center", fontsize=8, ncols=n_columns)
+def _legend_below(figure):
+    """A legend under the axes, in two columns."""
+    close = {"handlelength": 2.4, "handletextpad": 0.5, "columnspacing": 1}
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, **close)
 
 
 def plot(curves, ylabel, name, out, source, title):
@@ -57,16 +60,16 @@ def plot(curves, ylabel, name, out, source, title):
 
     curves: a list of (one value per epoch, options of matplotlib's `plot`).
     """
-    figure, axes = plt.subplots(figsize=(4.6, 3.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=HALF_PAGE, layout="constrained")
     for values, options in curves:
         markersize = 3 if len(values) <= 20 else 0
         style = {"marker": "o", "markersize": markersize, **options}
         axes.plot(range(1, len(values) + 1), values, **style)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="Epoch", ylabel=ylabel)
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title)
     axes.grid(alpha=0.3)
-    _legend_below(figure, len(curves))
+    _legend_below(figure)
     return save_figure(figure, out, name, source)
 
 
@@ -75,16 +78,18 @@ def plot_logarithmic(curves, xlabel, ylabel, name, out, source, title=""):
 
     curves: a list of (x values, y values, options of matplotlib's `plot`).
     """
-    figure, axes = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
+    width, height = HALF_PAGE
+    n_rows = math.ceil(len(curves) / 2)  # of the legend
+    figure, axes = plt.subplots(figsize=(width, height + 0.15 * n_rows), layout="constrained")
     for x, y, options in curves:
         style = {"marker": "o", "markersize": 3, **options}
         axes.plot(x, y, **style)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title)
     axes.grid(alpha=0.3)
-    _legend_below(figure, len(curves))
+    _legend_below(figure)
     return save_figure(figure, out, name, source)
 
 

@@ -127,7 +127,7 @@ def made(tmp_path_factory):
     figure = next((out / "figures").glob("CNN-*.pdf"))
     text = "".join(path.read_text() for path in SOURCES)
     named = re.findall(r'"(q[13]-[\w-]+)"', text)
-    for name in {*named, "q3-loss-lstm", "q3-loss-transformer"}:
+    for name in {*named, "q3-curves-lstm", "q3-curves-transformer"}:
         shutil.copy(figure, out / "figures" / f"{name}.pdf")
     return out
 
@@ -438,6 +438,14 @@ def test_no_measured_number_is_typed(name):
     text = re.sub(r'"[1A]\.1"', "", path.read_text())  # the headings' numbering
     found = [line for line in text.splitlines() if re.search(r"\d\.\d+(?!\d|pt|em|cm)", line)]
     assert not found, found
+
+
+def test_no_semicolon_is_swallowed():
+    """Typst takes a semicolon right after code for the end of that code; escaped, it is printed."""
+    for path in SOURCES:
+        for line in path.read_text().splitlines():
+            if not line.lstrip().startswith("//"):
+                assert not re.search(r"[\])];", line), line
 
 
 def test_q3_keys_are_those_of_the_notebook():

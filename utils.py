@@ -29,7 +29,7 @@ import matplotlib.pyplot as plt
 plt.rcParams["text.usetex"] = False  # whatever a matplotlibrc says: the labels are no LaTeX
 plt.rcParams.update({"font.size": 8, "axes.titlesize": 9, "legend.fontsize": 8, "figure.dpi": 120})
 
-HALF_PAGE = (3.4, 2.9)  # inches; the report shows figures as large as they are drawn
+HALF_PAGE = (3.4, 2.6)  # inches; the report shows figures as large as they are drawn
 
 
 # ------------------------------------------------------------------------------------------- plots

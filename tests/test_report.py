@@ -83,6 +83,8 @@ def q3_result(decoder, similarity, seconds=1.0, **entries):
     result["examples"] = {rank: example(*texts) for rank, texts in TEXTS.items()}
     result["clips"] = {
         "seconds": [1.0, 2.0, 3.0, 4.0, 5.0],
+        "letters": [11, 12, 12, 11, 11],
+        "written": [11, 11, 11, 11, 40],
         "damerau_levenshtein": [1.0, 0.9, 0.9, 0.8, 0.8],
     }
     return {**result, "status": "finished", "parameters": PARAMETERS[decoder], **entries}
@@ -339,6 +341,7 @@ def strides_win(folder):
 
     def best_on_validation(result):
         result["epochs"][-1]["val_accuracy"] = 0.99 + result["seed"] / 100_000
+        result["epochs"][-1]["train_loss"] = 0.01
 
     def falls_apart(result):
         result["test"]["accuracy_shifted"][1:] = [0.26, 0.26, 0.26 + result["seed"] / 100_000]
@@ -352,9 +355,11 @@ def strides_win(folder):
 
 
 def the_average_wins(folder):
-    for run in seeds_of(folder, "q2-avgpool-*"):
-        result = read(folder, run)
-        change(folder, run, test={**result["test"], "accuracy": 0.9 + result["seed"] / 1000})
+    def win(result):
+        result["test"]["accuracy"] = 0.9 + result["seed"] / 1000
+        result["epochs"][-1]["val_accuracy"] = 0.9 + result["seed"] / 1000
+
+    edit(folder, "q2-avgpool-*", win)
 
 
 def recalls_are_low(folder):

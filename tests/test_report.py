@@ -620,6 +620,6 @@ def test_readme_table_is_current():
     readme = (ROOT / "README.md").read_text()
     table = readme.split("<!-- results: written by make readme -->\n")[1]
     assert table.split("\n<!-- end of results -->")[0] == make_report.results_table(results)
-    networks = [name for name in results if name.startswith(("q2-search", "q3-"))]
-    shown = [name for name in networks if "-trial-" not in name]
-    assert len(shown) > 5 and table.count("| Q") >= len(shown)
+    shown = ["q3-lstm", "q3-transformer", "q3-lstm-finetuned", "q3-transformer-finetuned"]
+    shown += [name for name in results if name.startswith("q2-search")]
+    assert table.count("| Q") == len(shown) + len(results["q1"]["config"]["dims"]) + 1  # the model

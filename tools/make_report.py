@@ -174,17 +174,20 @@ def q3_row(result):
 
 
 def results_table(results):
-    """README's table of what to expect, in Markdown: every finished network, without trials."""
+    """README's table of what to expect, in Markdown: every network that the text speaks of.
+
+    The trials and the other controls are in the report.
+    """
     rows = []
     if "q1" in results:
         rows += q1_rows(results["q1"])
     for name, result in sorted(results.items()):
         if name.startswith("q2-search"):
             rows.append(q2_row(result))
-        is_trial = "-trial-" in name
         if name == "q3-model":
             rows.append(model_row(result))
-        elif result["question"] == "q3" and result["status"] == "finished" and not is_trial:
+        is_decoder = re.fullmatch(r"q3-(lstm|transformer)(-finetuned)?", name)
+        if is_decoder and result["status"] == "finished":
             rows.append(q3_row(result))
     header = ["| question | result | data | made on |", "|---|---|---|---|"]
     return "\n".join(header + rows)

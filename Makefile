@@ -12,7 +12,7 @@ unexport PYTHONSAFEPATH  # scripts and tools import from this folder
 
 help:  ## list the targets
 	@awk -F ':.*## *' '/^[a-z0-9]+:.*##/ {printf "%-12s%s\n", $$1, $$2}' Makefile
-	@echo "Settings: DATA=$(DATA) OUT=$(OUT); real data: make data, then make run DATA=data OUT=report"
+	@echo "Settings: DATA=$(DATA) OUT=$(OUT); real data: make data, then make run DATA=data OUT=build/data DOWNLOAD=1"
 
 run: .venv/ready $(SAMPLE)  ## everything that exists, on DATA into OUT (default: the embedded sample)
 	"$(PY)" q1_linear_attention.py $(if $(SAMPLE),-quick) -out "$(OUT)"
@@ -63,7 +63,7 @@ report: .venv/ready  ## compile report/report.pdf, or another OUT's results.pdf
 readme: .venv/ready  ## write README's table of results from report/results
 	"$(PY)" -m tools.make_report -readme
 
-faults: .venv/ready  ## try everything that can go wrong (ten minutes)
+faults: .venv/ready  ## try everything that can go wrong (a quarter of an hour)
 	"$(PY)" tests/faults.py
 
 submission: .venv/ready  ## the zip to hand in; refuses until report/group.toml is filled in

@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PYTHONS = (".venv/bin/python ", ".venv\\Scripts\\python ")  # on POSIX, on Windows
-LIBRARIES = ("pip", "pytest", "venv")  # modules that are run and not of this project
+LIBRARIES = ("jupyterlab", "pip", "pytest", "venv")  # modules that are run and not of this project
 
 
 def spans():
@@ -51,7 +51,7 @@ COMMANDS = all_commands()
 
 
 def check_settings(names):
-    known = {*settings_of_the_notebook(), "PYTHON", "WAV"}
+    known = {*settings_of_the_notebook(), "PYTHON", "WAV", "METADATA"}
     assert set(names) <= known, set(names) - known
 
 

@@ -118,9 +118,8 @@ def compile_report(out, document):
 
 # ---------------------------------------------------------------------------------- README's table
 def table_row(question, text, result):
-    """A line of README's table, with the data and the machine that a result came from."""
-    machine = f"{result['environment']['processor']}, {result['environment']['device']}"
-    return f"| {question} | {text} | {result['data']['source']} | {machine} |"
+    """A line of README's table, with the data that a result is about."""
+    return f"| {question} | {text} | {result['data']['source']} |"
 
 
 def q1_rows(result):
@@ -146,12 +145,9 @@ def q2_row(result):
     epochs = result["config"]["epochs"]
     validation = mean_and_spread(best["val_accuracy"])
     test = mean_and_spread(best["accuracy"])
-    _, spread = best["val_accuracy"]
-    seeds = "one seed"
-    if spread:
-        seeds = f"mean ± standard deviation of {best['finished']} seeds"
+    seeds = "one seed" if best["finished"] == 1 else f"{best['finished']} seeds"
     question = f"Q2, {network}, {epochs} epochs, rate {best['learning_rate']:g}"
-    return table_row(question, f"accuracy {validation} validation, {test} test ({seeds})", result)
+    return table_row(question, f"accuracy {validation} validation, {test} test; {seeds}", result)
 
 
 def model_row(result):
@@ -179,18 +175,26 @@ def results_table(results):
     The trials and the other controls are in the report.
     """
     rows = []
-    if "q1" in results:
-        rows += q1_rows(results["q1"])
+    machines = {}  # {question: those that its results were made on}
     for name, result in sorted(results.items()):
-        if name.startswith("q2-search"):
-            rows.append(q2_row(result))
-        if name == "q3-model":
-            rows.append(model_row(result))
         is_decoder = re.fullmatch(r"q3-(lstm|transformer)(-finetuned)?", name)
-        if is_decoder and result["status"] == "finished":
+        if name == "q1":
+            rows += q1_rows(result)
+        elif name.startswith("q2-search"):
+            rows.append(q2_row(result))
+        elif is_decoder and result["status"] == "finished":
             rows.append(q3_row(result))
-    header = ["| question | result | data | made on |", "|---|---|---|---|"]
-    return "\n".join(header + rows)
+        else:
+            continue
+        machine = f"{result['environment']['processor']}, {result['environment']['device']}"
+        machines.setdefault(result["question"].upper(), set()).add(machine)
+    if "q3-model" in results:
+        rows.append(model_row(results["q3-model"]))
+    header = ["| question | result | data |", "|---|---|---|"]
+    made_on = []
+    for question, names in machines.items():
+        made_on.append(f"{question} on {' and '.join(sorted(names))}")
+    return "\n".join([*header, *rows, "", f"Measured: {'; '.join(made_on)}."])
 
 
 def transcript(result):

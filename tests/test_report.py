@@ -399,6 +399,7 @@ def other_voices(folder):
 
     def is_good(result):
         result["examples"]["worst"]["damerau_levenshtein"] = 0.9
+        result["examples"]["median"]["hypothesis"] = ""
 
     edit(folder, "q3-transformer", is_good)
 

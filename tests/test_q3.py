@@ -633,8 +633,8 @@ def test_notebook_runs_from_top_to_bottom_on_a_tiny_corpus(tmp_path):
             result["epochs"][0]
         )
     names = {path.stem for path in (out / "figures").iterdir()}
-    figures = "model clip masks loss-lstm loss-transformer loss-comparison scores attention"
-    figures += " scores-lstm scores-transformer varied by-length recording"
+    figures = "model clip masks varied curves-lstm curves-transformer loss scores attention"
+    figures += " by-length recording"
     assert names == {f"q3-{name}" for name in figures.split()}
 
 

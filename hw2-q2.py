@@ -505,7 +505,7 @@ def draw_curves(results, key, ylabel, out):
     n_seeds = len({result["seed"] for result in results})
     title = "Strided CNN" if config["no_maxpool"] else "Max-pool CNN"
     if n_seeds > 1:
-        title += " (bold: seed of median accuracy)"
+        title += " (bold: median seed)"
 
     curves = []
     for number, (rate, group) in enumerate(groups.items()):

@@ -29,6 +29,7 @@ class Remember(nn.Module):
         super().__init__()
         self.linear = linear
         self.memories = []  # one for each call of a step: (B, letters so far, D) or (1, S, D)
+        self.is_text = []  # whether it is of letters
         self.n_calls = 0
 
     def forward(self, x):
@@ -37,6 +38,7 @@ class Remember(nn.Module):
         self.n_calls += 1
         if i == len(self.memories):
             self.memories.append(self.linear(x))
+            self.is_text.append(x.shape[1] == 1)
         elif x.shape[1] == 1:
             self.memories[i] = torch.cat([self.memories[i], self.linear(x)], dim=1)
         return self.memories[i]
@@ -98,8 +100,7 @@ class FastDecoder:
             if isinstance(remembering, RememberState):
                 remembering.states = [_rows_of_state(s, rows) for s in remembering.states]
             else:
-                is_text = [m.shape[1] == self.n_letters for m in remembering.memories]
-                pairs = zip(remembering.memories, is_text)
+                pairs = zip(remembering.memories, remembering.is_text)
                 remembering.memories = [m[rows] if text else m for m, text in pairs]
 
 
@@ -111,13 +112,12 @@ def _rows_of_state(state, rows):
 
 
 @torch.inference_mode()
-def greedy_decode(model, features, n_frames, max_tokens):
-    """The notebook's greedy decoding, fast: (B, T, n_mels), (B,) -> tokens (B, up to 1 + max_tokens).
+def greedy_decode(decoder, z, mask, max_tokens):
+    """The notebook's greedy decoding, fast: z (B, S, D), mask -> tokens (B, up to 1 + max_tokens).
 
     START stands first, PAD after STOP.
     """
-    z, mask = model.encoder(features, n_frames)
-    fast = FastDecoder(model.decoder, z, mask)
+    fast = FastDecoder(decoder, z, mask)
     text = torch.full((len(z), 1), START, device=z.device)  # (B, 1)
     has_stopped = torch.zeros_like(text, dtype=torch.bool)  # (B, 1)
     for _ in range(max_tokens):

@@ -103,9 +103,23 @@ def sentence_of(error, if_memory_runs_out="closing other programs", after_interr
         what = error.filename or "what is read or written"
         reason = error.strerror or str(error)
         return f"{what}: {reason}; check that path and its disk, then run it again."
+    if isinstance(error, ModuleNotFoundError):
+        advice = "`make test` sets everything up, `pip install -r requirements.txt` does it by hand"
+        return f"the package {error.name} is missing; {advice}."
     if is_out_of_memory(error):
         return f"there is too little memory; try {if_memory_runs_out}."
     return None
+
+
+def _say_missing_package(kind, error, traceback):
+    """Python's last word on an exception, in one sentence where a package is missing."""
+    if isinstance(error, ModuleNotFoundError):
+        print(f"{Path(sys.argv[0]).name}: {sentence_of(error)}", file=sys.stderr)
+        os._exit(2)
+    sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = _say_missing_package  # scripts import this file before torch and its relatives
 
 
 def is_out_of_memory(error):
@@ -238,16 +252,18 @@ def refuse_unknown(names, known):
 
 def say_errors_in_one_sentence(name, if_memory_runs_out):
     """In a notebook: what a person can put right prints its sentence instead of a traceback."""
-    import torch
-    from IPython import get_ipython
 
     def say(shell, kind, error, traceback, tb_offset=None):
-        print(f"{name}: {sentence_of(error, if_memory_runs_out)}", file=sys.stderr)
+        sentence = sentence_of(error, if_memory_runs_out)
+        if sentence is None:
+            shell.showtraceback((kind, error, traceback), tb_offset=tb_offset)
+        else:
+            print(f"{name}: {sentence}", file=sys.stderr)
 
-    shell = get_ipython()
-    if shell:  # None where the cells were saved as a script
-        kinds = (UserError, OSError, MemoryError, torch.OutOfMemoryError)
-        shell.set_custom_exc(kinds, say)
+    if IN_NOTEBOOK:  # not where the cells were saved as a script
+        from IPython import get_ipython
+
+        get_ipython().set_custom_exc((Exception,), say)
 
 
 # ------------------------------------------------------------------------------- devices and seeds

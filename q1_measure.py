@@ -1,0 +1,474 @@
+"""What Question 1 measures: whether the identities hold, how good the approximation is, and where
+linear attention is faster. `python q1_linear_attention.py` runs it.
+
+Saves OUT/results/q1.json and OUT/figures/q1-*.{pdf,png}. Seconds are medians over rounds in which
+the methods take turns, so that a busy moment of the machine hits all of them.
+"""
+
+import argparse
+import functools
+import math
+import os
+import statistics
+import timeit
+from itertools import product
+
+import q1_linear_attention as q1
+import runs
+import utils
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+LENGTHS = [2**n for n in range(8, 17)]  # 256 to 65,536
+QUICK_LENGTHS = [L for L in LENGTHS if L <= 4096]
+ROUNDS = 5
+SCALES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 24.0)  # largest |q·k| of an approximation
+METHODS = ("linear", "softmax, fused", "softmax, plain")  # whose time and memory are measured
+
+
+# -------------------------------------------------------------------- do the identities hold? Q1.2
+def identity_errors(D, n_terms):
+    """Largest errors of φ(q)ᵀφ(k) = series for 50 x 50 pairs, in float64.
+
+    Errors are relative to the size of the series' terms, |q||k| instead of qᵀk.
+    """
+    q, k = torch.randn(2, 50, D, dtype=torch.float64)
+    series = q1.taylor_exp(q @ k.T, n_terms)  # (50, 50)
+    norms = q.norm(dim=1)[:, None] * k.norm(dim=1)
+    size = q1.taylor_exp(norms, n_terms)
+
+    def error(feature_map):
+        products = feature_map(q, n_terms) @ feature_map(k, n_terms).T
+        return ((products - series) / size).abs().max().item()
+
+    return {
+        "D": D,
+        "n_terms": n_terms,
+        "full": error(q1.taylor_feature_map),
+        "reduced": error(q1.reduced_feature_map),
+    }
+
+
+def linear_vs_quadratic(Q, K, V):
+    """Largest difference between the linear and the quadratic order of products, Q1.4 and Q1.3."""
+    errors = {}
+    for name, dtype in (("float64", torch.float64), ("float32", torch.float32)):
+        q, k, v = Q.to(dtype), K.to(dtype), V.to(dtype)
+        linear = q1.linear_attention_chunked(q, k, v, chunk=32)
+        errors[name] = (linear - q1.taylor_attention(q, k, v)).abs().max().item()
+    return errors
+
+
+def count_features(n_terms):
+    """M against D, with and without repeated monomials."""
+    dims = [4, 8, 16, 32, 64, 128]
+    return {
+        "n_terms": n_terms,
+        "D": dims,
+        "full": [q1.feature_dim(D, n_terms) for D in dims],
+        "reduced": [q1.reduced_feature_dim(D, n_terms) for D in dims],
+    }
+
+
+# ------------------------------------------------------------- how good is the approximation? Q1.3
+def approximation(n_terms, Q, K, V):
+    """The error of linear attention as the scores grow; they are at most 1 for the given Q and K.
+
+    For each of SCALES: the largest error against exact attention (None where linear attention
+    refuses), its bound, and the share of negative weights.
+    """
+    row = {"n_terms": n_terms, "score_scale": [], "error": [], "bound": [], "negative_weights": []}
+    for scale in SCALES:
+        scores = scale * Q @ K.T  # (L, L)
+        is_negative = q1.taylor_exp(scores, n_terms) < 0
+        row["score_scale"].append(scale)
+        row["error"].append(approximation_error(scale * Q, K, V, n_terms))
+        row["bound"].append(error_bound(scores, V, n_terms))
+        row["negative_weights"].append(is_negative.double().mean().item())
+    return row
+
+
+def approximation_error(Q, K, V, n_terms):
+    """Largest difference between linear and exact attention, or None where linear refuses."""
+    try:
+        approximate = q1.linear_attention_chunked(Q, K, V, n_terms)
+    except ValueError:  # the weights of a row have no positive sum
+        return None
+    return (approximate - q1.softmax_attention(Q, K, V)).abs().max().item()
+
+
+def error_bound(scores, V, n_terms):
+    """What that difference cannot exceed: max |V| R_i/S_i (1 + Σ_j |w_ij| / |W_i|), for all i.
+
+    scores (L, L), of the exact weights A = e^t and the approximate w; S_i and W_i their sums over
+    row i; R_i the sum of Lagrange's remainders, |e^t - series| ≤ max(1, e^t) |t|^K / K!.
+    """
+    A = scores.exp()
+    w = q1.taylor_exp(scores, n_terms)
+    remainder = A.clamp(min=1) * scores.abs() ** n_terms / math.factorial(n_terms)
+    relative = remainder.sum(dim=1) / A.sum(dim=1)  # (L,): R_i/S_i
+    cancellation = w.abs().sum(dim=1) / w.sum(dim=1).abs()  # (L,): 1 for positive weights
+    bound = V.abs().max() * (relative * (1 + cancellation)).max()
+    return bound.item()
+
+
+# ------------------------------------------------------------------------- is the time linear? Q1.4
+def compare_methods(D, args):
+    """Seconds and extra memory against the length: one curve, a dict, for each of METHODS."""
+    device = runs.pick_device(args.device)
+    curves = {method: empty_curve(method, D) for method in METHODS}
+    for L in tqdm(args.seq_lens, f"time and memory, D = {D}", leave=False, disable=runs.QUIET):
+        functions = {}
+        for method, curve in curves.items():
+            gigabytes = gigabytes_needed(method, L, D, args.n_terms, device)
+            if gigabytes <= args.max_memory:
+                functions[method] = attention_of(method, args.n_terms)
+            else:
+                reason = f"needs about {gigabytes:.2g} GB, over -max_memory {args.max_memory:g}"
+                curve["skipped"].append({"seq_len": L, "reason": reason})
+        if functions:
+            Q, K, V = torch.randn(3, 1, 1, L, D, device=device) * D**-0.25  # scores of variance 1
+            add_point(curves, functions, Q, K, V)
+    for curve in curves.values():
+        lengths = curve["seq_lens"]
+        curve["slope_lengths"] = [L for L in lengths if L >= lengths[-1] / 8]  # three octaves
+        n = len(curve["slope_lengths"])
+        curve["slope"] = log_slope(lengths[-n:], curve["seconds"][-n:])
+    return list(curves.values())
+
+
+def empty_curve(method, D):
+    lists = ("seq_lens", "seconds", "fastest", "slowest", "peak_bytes", "skipped")
+    return {"method": method, "D": D, **{name: [] for name in lists}}
+
+
+def add_point(curves, functions, Q, K, V):
+    """Measure every function on these inputs, in turn, and add what was found to its curve."""
+    n_bytes = {method: peak_memory(f, Q, K, V) for method, f in functions.items()}  # warms up, too
+    calls = {method: functools.partial(f, Q, K, V) for method, f in functions.items()}
+    seconds = time_in_turn(calls, ROUNDS)
+    for method in functions:
+        curve = curves[method]
+        curve["seq_lens"].append(Q.shape[-2])
+        curve["seconds"].append(statistics.median(seconds[method]))
+        curve["fastest"].append(min(seconds[method]))
+        curve["slowest"].append(max(seconds[method]))
+        curve["peak_bytes"].append(n_bytes[method])
+
+
+def time_in_turn(calls, rounds):
+    """{name: its seconds in every round} of {name: function without arguments}."""
+    seconds = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            # item() waits for a GPU
+            took = timeit.timeit(lambda call=call: call().flatten()[0].item(), number=1)
+            seconds[name].append(took)
+    return seconds
+
+
+def peak_memory(function, *inputs):
+    """The peak of torch's allocator, in bytes, beyond the inputs and the output."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else no GPU is reported as an error
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as trace:
+        output = function(*inputs)
+    changes = []  # (time, bytes): positive where memory is taken, negative where it is returned
+    for event in trace.profiler.kineto_results.events():
+        is_on_device = event.device_type().name.lower() == output.device.type
+        if event.name() == "[memory]" and is_on_device:
+            changes.append((event.start_ns(), event.nbytes()))
+    changes.sort(key=lambda change: change[0])
+    held = peak = 0
+    for _, n_bytes in changes:
+        held += n_bytes
+        peak = max(peak, held)
+    return max(0, peak - output.nbytes)
+
+
+def attention_of(method, n_terms):
+    """The function of (Q, K, V) that a name in METHODS stands for."""
+    if method == "linear":
+        return functools.partial(q1.linear_attention_chunked, n_terms=n_terms)
+    if method == "softmax, fused":
+        return functools.partial(F.scaled_dot_product_attention, scale=1.0)
+    return q1.softmax_attention
+
+
+def gigabytes_needed(method, L, D, n_terms, device):
+    """About how much memory a measurement takes, so that one that would not fit is skipped."""
+    numbers = 4 * L * D  # Q, K, V and the output
+    if method == "linear":  # the features of a chunk, the sums over keys and what is added to them
+        M = q1.reduced_feature_dim(D, n_terms)
+        features = max(q1.FEATURES_AT_ONCE[device.type], 64 * M)
+        numbers += min(features, L * M) + 2 * M * D
+    if method == "softmax, plain":  # the scores and the weights
+        numbers += 2 * L**2
+    return 4e-9 * numbers
+
+
+def log_slope(lengths, seconds):
+    """The power of the length with which time grows, by least squares; None for one length."""
+    if len(lengths) < 2:
+        return None
+    slope, _ = np.polyfit(np.log(lengths), np.log(seconds), 1)
+    return float(slope)
+
+
+def crossovers(curves, n_terms):
+    """From which length linear attention is faster than each exact one: measured and predicted.
+
+    Predicted by counting: 2 L² D products against 2 L M D, equal at L = M. `gain`: how many times
+    as fast linear attention is at `seq_len`, the longest length at which both were measured.
+    """
+    linear = {curve["D"]: curve for curve in curves if curve["method"] == "linear"}
+    rows = []
+    for exact in curves:
+        D = exact["D"]
+        if exact["method"] == "linear":
+            continue
+        gains = gains_by_length(exact, linear[D])
+        longest = max(gains, default=None)
+        row = {"D": D, "against": exact["method"]}
+        row["predicted"] = q1.reduced_feature_dim(D, n_terms)
+        row["measured"] = crossover_length(gains)
+        row["seq_len"] = longest
+        row["gain"] = gains.get(longest)
+        rows.append(row)
+    return rows
+
+
+def gains_by_length(exact, linear):
+    """{length: how many times as fast as exact attention linear attention is}, rising lengths."""
+    seconds = dict(zip(exact["seq_lens"], exact["seconds"]))
+    pairs = zip(linear["seq_lens"], linear["seconds"])
+    return {L: seconds[L] / fast for L, fast in pairs if L in seconds}
+
+
+def crossover_length(gains):
+    """The length at which the gain passes 1, between those measured, or None if it does not."""
+    if not gains or not min(gains.values()) < 1 < max(gains.values()):
+        return None
+    if next(iter(gains.values())) >= 1:  # faster from the first length on
+        return None
+    log_gains = np.log(list(gains.values()))
+    rising = np.maximum.accumulate(log_gains)  # np.interp needs this; only noise lets a gain fall
+    log_length = np.interp(0, rising, np.log(list(gains)))
+    return round(math.exp(log_length))
+
+
+# ----------------------------------------------------------------------------------------- figures
+def draw(result, out):
+    """All figures of a result, as `out`/figures/q1-*.{pdf,png}."""
+    draw_approximation(result, out)
+    draw_features(result, out)
+    draw_seconds(result, out)
+    draw_memory(result, out)
+
+
+def draw_approximation(result, out):
+    """The error of linear attention against the size of the scores, and its bound."""
+    curves = []
+    for row in result["approximation"]:
+        curves.append((row["score_scale"], row["error"], f"K = {row['n_terms']}", "error"))
+        curves.append((row["score_scale"], row["bound"], f"K = {row['n_terms']}", "bound"))
+    figure, axes = plot_logarithmic(curves, {"error": "-", "bound": "--"})
+    axes.set(xlabel="Largest score |q·k|", ylabel="Largest error of an output")
+    axes.set_title("K terms help while scores are small\n(even K: ends where it is refused)")
+    utils.save_figure(figure, out, "q1-approximation", result["data"]["source"])
+
+
+def draw_features(result, out):
+    """The number of features against the head size."""
+    full, reduced = "all products (Q1.2)", "each product once"
+    curves = []
+    for row in result["feature_counts"]:
+        curves.append((row["D"], row["full"], f"K = {row['n_terms']}", full))
+        curves.append((row["D"], row["reduced"], f"K = {row['n_terms']}", reduced))
+    figure, axes = plot_logarithmic(curves, {full: "-", reduced: "--"})
+    axes.set(xlabel="Head size D", ylabel="Features M")
+    axes.set_title("M grows as D to the power K - 1")
+    utils.save_figure(figure, out, "q1-features", result["data"]["source"])
+
+
+LINES = {"linear": "-", "softmax, fused": "--", "softmax, plain": ":"}
+
+
+def draw_seconds(result, out):
+    """The time of every method against the length: medians, and bands from fastest to slowest."""
+    figure, axes = draw_scaling(result, "seconds")
+    for row, line in zip(result["scaling"], list(axes.lines)):
+        band = {"color": line.get_color(), "alpha": 0.2, "linewidth": 0}
+        axes.fill_between(row["seq_lens"], row["fastest"], row["slowest"], **band)
+    axes.set(xlabel="Sequence length L", ylabel="Seconds")
+    axes.set_title(
+        f"Linear attention ({result['config']['n_terms']} terms) grows as L, softmax as L²"
+    )
+    utils.save_figure(figure, out, "q1-seconds", result["data"]["source"])
+
+
+def draw_memory(result, out):
+    """The extra memory of every method against the length."""
+    figure, axes = draw_scaling(result, "peak_bytes")
+    axes.set(xlabel="Sequence length L", ylabel="Peak extra memory (bytes)")
+    axes.set_title(
+        "Linear attention: flat once a chunk is full\n(softmax: much the same for every D)"
+    )
+    utils.save_figure(figure, out, "q1-memory", result["data"]["source"])
+
+
+def draw_scaling(result, key):
+    curves = []
+    for row in result["scaling"]:
+        curves.append((row["seq_lens"], row[key], f"D = {row['D']}", row["method"]))
+    return plot_logarithmic(curves, LINES)
+
+
+def plot_logarithmic(curves, lines):
+    """Draw curves on two logarithmic axes: (figure, axes).
+
+    curves: a list of (x values, y values, name of its colour, name of its line).
+    lines: {name: matplotlib's kind of line}.
+    """
+    plt = utils.pyplot()
+    width, height = utils.HALF_PAGE
+    figure, axes = plt.subplots(figsize=(width, height + 0.4), layout="constrained")
+    colours = {}
+    for x, y, colour, line in curves:
+        colours.setdefault(colour, f"C{len(colours)}")
+        axes.plot(x, y, lines[line], color=colours[colour], marker="o", markersize=3)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.grid(alpha=0.3)
+    handles = [plt.Line2D([], [], color=c, label=name) for name, c in colours.items()]
+    for name, line in lines.items():
+        handles.append(plt.Line2D([], [], color="gray", linestyle=line, label=name))
+    close = {"handlelength": 1.8, "handletextpad": 0.5, "columnspacing": 1}
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, **close)
+    return figure, axes
+
+
+# ----------------------------------------------------------------------------------------- summary
+def print_summary(result):
+    """What was found, a line for each experiment's row."""
+    worst = max(max(row["full"], row["reduced"]) for row in result["identities"])
+    print(f"largest error of phi(q).phi(k) = series: {worst:.1e}, float64")
+    for dtype, error in result["linear_vs_quadratic"].items():
+        print(f"largest difference between linear and quadratic order: {error:.1e}, {dtype}")
+    for row in result["approximation"]:
+        texts = ["refused" if error is None else f"{error:7.1e}" for error in row["error"]]
+        smallest, largest = row["score_scale"][0], row["score_scale"][-1]
+        scales = f"{smallest} ... {largest:g}"
+        print(f"K = {row['n_terms']}: error for scores up to {scales}: {'  '.join(texts)}")
+    for row in result["scaling"]:
+        print(f"D = {row['D']:3}  {row['method']:14}  {text_of_curve(row)}")
+        for skipped in row["skipped"]:
+            print(f"    skipped: L = {skipped['seq_len']:,} {skipped['reason']}")
+    for row in result["crossover"]:
+        print(f"D = {row['D']:3}  linear against {row['against']}: {text_of_crossover(row)}")
+
+
+def text_of_curve(row):
+    """A curve in a line: its slope, and the time at its longest length."""
+    if not row["seconds"]:
+        return "not measured at any length"
+    longest, fitted = row["seq_lens"][-1], row["slope_lengths"]
+    times = [row[key][-1] * 1e3 for key in ("seconds", "fastest", "slowest")]
+    text = "{:.4g} ms ({:.4g} to {:.4g})".format(*times) + f" at L = {longest:,}"
+    if row["slope"] is not None:
+        text += f"; slope {row['slope']:.2f} over L = {fitted[0]:,} to {longest:,}"
+    return text
+
+
+def text_of_crossover(row):
+    """Where linear attention wins, or that it does not."""
+    if row["gain"] is None:
+        return "never both measured"
+    if row["measured"]:
+        found = f"faster from L = {row['measured']:,}"
+    elif row["gain"] > 1:
+        found = "faster at the shortest length already"
+    else:
+        found = "not faster at the lengths measured"
+    counted = f"{row['predicted']:,} by the count"
+    return f"{found} ({counted}), {row['gain']:.2g} times as fast at L = {row['seq_len']:,}"
+
+
+# ------------------------------------------------------------------------------------ command line
+def make_parser():
+    parser = runs.ArgumentParser(q1.__doc__)
+    positive = runs.number(int, 1)
+    lengths = parser.add_mutually_exclusive_group()
+    lengths.add_argument(
+        "-seq_lens", "--seq_lens", type=positive, nargs="+", default=LENGTHS, help="lengths"
+    )
+    quick = {"dest": "seq_lens", "action": "store_const", "const": QUICK_LENGTHS}
+    lengths.add_argument(
+        "-quick", "--quick", **quick, default=argparse.SUPPRESS, help="no length above 4,096"
+    )
+    parser.flag("dims", type=positive, nargs="+", default=[16, 32, 64], help="head sizes D")
+    odd = {"type": int, "choices": (1, 3, 5, 7), "default": 3}
+    parser.flag("n_terms", **odd, help="terms of the series when measuring time")
+    gigabytes = {"type": runs.number(float, 0), "default": 6.0}
+    parser.flag("max_memory", **gigabytes, help="GB; what needs more is skipped, and said so")
+    parser.flag("out", default="build/sample", help="folder for results/ and figures/")
+    parser.flag("seed", type=runs.SEED, default=42, help="of the random Q, K and V")
+    device = {"type": runs.device_name, "default": "auto"}
+    parser.flag("device", **device, help="auto, cpu, cuda, cuda:1 or mps")
+    parser.flag("plot_only", action="store_true", help="draw the results in OUT, measure nothing")
+    return parser
+
+
+def start_result(args):
+    """What a results file says before anything was measured."""
+    config = {name: value for name, value in vars(args).items() if name not in ("out", "plot_only")}
+    config["rounds"] = ROUNDS
+    data = {"source": "random normal Q, K, V (synthetic)"}
+    device = runs.pick_device(args.device)
+    return runs.new_result("q1", "q1", runs.command_line(), config, data, device)
+
+
+def measure_all(args):
+    """Every experiment, as the result that is saved."""
+    started = timeit.default_timer()
+    args.seq_lens = sorted(set(args.seq_lens))
+    result = start_result(args)
+    runs.configure_seed(args.seed)
+
+    cases = product((1, 2, 3, 7), range(1, 7))
+    result["identities"] = [identity_errors(D, n_terms) for D, n_terms in cases]
+
+    Q, K, V = torch.randn(3, 111, 16, dtype=torch.float64)
+    Q = Q / (Q @ K.T).abs().max()  # the largest score is 1
+    result["linear_vs_quadratic"] = linear_vs_quadratic(Q, K, V)
+    result["approximation"] = [approximation(n_terms, Q, K, V) for n_terms in range(2, 7)]
+    result["feature_counts"] = [count_features(n_terms) for n_terms in range(2, 7)]
+
+    result["scaling"] = []
+    for D in args.dims:
+        result["scaling"] += compare_methods(D, args)
+    result["crossover"] = crossovers(result["scaling"], args.n_terms)
+
+    result["status"] = "finished"
+    result["seconds"] = timeit.default_timer() - started
+    return result
+
+
+@torch.inference_mode()
+def main(args):
+    """Measure (or read what was measured), save, draw and summarise."""
+    runs.check_writable(args.out)
+    if not args.plot_only:
+        runs.save_result(args.out, measure_all(args))
+    command = f"`python q1_linear_attention.py -out {args.out}`"
+    result = runs.load_result(args.out, "q1", command)
+    draw(result, args.out)
+    print_summary(result)
+    print(f"data: {result['data']['source']}; results and figures are in {args.out}/")
+
+
+def run():
+    """The command line of Question 1."""
+    runs.run_script(main, make_parser(), "a smaller -max_memory or shorter -seq_lens")

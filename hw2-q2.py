@@ -1,30 +1,29 @@
 """Question 2: image classification on OCTMNIST with a CNN, with max-pooling and with strides.
 
-    python hw2-q2.py -data sample -out build/sample
+    python hw2-q2.py
         one network with max-pooling
-    python hw2-q2.py -data sample -out build/sample -learning_rate 0.1 0.01 0.001
+    python hw2-q2.py -learning_rate 0.1 0.01 0.001
         Q2.1: one network per learning rate; the best is chosen by validation accuracy
-    python hw2-q2.py -data sample -out build/sample -learning_rate best -no_maxpool
+    python hw2-q2.py -learning_rate best -no_maxpool
         Q2.2: strides in place of pooling, at the best rate of that search
 
 Prints every epoch's mean training loss and validation accuracy, then the test metrics, and saves
-OUT/results/q2-*.json and OUT/figures/CNN-*.{pdf,png}. A network takes about 30 s on the sample and
-5 minutes on OCTMNIST. Q2.3's counts are `get_number_trainable_params` and, for what else differs
-between the networks, `count_multiply_accumulates` and `accuracy_shifted`.
+OUT/results/q2-*.json and OUT/figures/CNN-*.{pdf,png}. Q2.3's counts are
+`get_number_trainable_params` and, for what else differs between the networks,
+`count_multiply_accumulates` and `accuracy_shifted`.
 """
 
+import functools
 import math
-import shlex
-import sys
 import time
 from pathlib import Path
 from statistics import mean, stdev
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
 import runs
 import utils
 from runs import UserError
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -112,18 +111,15 @@ def train_batch(X, y, model, optimizer, criterion):
     return loss.detach()
 
 
-def train_epoch(X, y, model, optimizer, criterion, batch_size, progress):
-    """One pass over X (N, 1, 28, 28), y (N,) in random order; returns its mean loss per image.
-
-    `progress.update()` is called after every batch.
-    """
+def train_epoch(X, y, model, optimizer, batch_size, after_batch=lambda: None):
+    """One pass over X (N, 1, 28, 28), y (N,) in random order; returns its mean loss per image."""
     model.train()
     total = torch.zeros((), device=X.device)
     order = torch.randperm(len(X)).to(X.device)
     for batch in order.split(batch_size):
-        loss = train_batch(X[batch], y[batch], model, optimizer, criterion)
+        loss = train_batch(X[batch], y[batch], model, optimizer, F.nll_loss)
         total += loss * len(batch)
-        progress.update()
+        after_batch()
     return total.item() / len(X)
 
 
@@ -208,22 +204,21 @@ def shifted(X, dy, dx):
 NAMED_FLAGS = ("epochs", "batch_size", "l2_decay", "dropout", "optimizer")
 
 
-def changed_flags(config):
-    """The flags that a name tells because they differ from their defaults: [(flag, value), ...]."""
-    default = make_parser().get_default
-    return [(flag, config[flag]) for flag in NAMED_FLAGS if config[flag] != default(flag)]
-
-
 def name_ending(config):
-    """The end of the names of results and figures, "" or, for example, "-epochs150"."""
-    return "".join(f"-{flag}{value}" for flag, value in changed_flags(config))
+    """What a name tells because it differs from the defaults: "" or, for example, "-epochs150"."""
+    default = make_parser().get_default
+    changed = [flag for flag in NAMED_FLAGS if config[flag] != default(flag)]
+    return "".join(f"-{flag}{config[flag]}" for flag in changed)
+
+
+def network_name(config):
+    return "strided" if config["no_maxpool"] else "maxpool"
 
 
 def run_name(config):
     """For example q2-maxpool-lr0.01-seed42, or q2-strided-lr0.01-seed42-epochs150."""
-    network = "strided" if config["no_maxpool"] else "maxpool"
-    name = f"q2-{network}-lr{config['learning_rate']:g}-seed{config['seed']}"
-    return name + name_ending(config)
+    rate, seed = config["learning_rate"], config["seed"]  # str: no two rates have the same name
+    return f"q2-{network_name(config)}-lr{rate}-seed{seed}{name_ending(config)}"
 
 
 def plan_runs(args, rates):
@@ -237,52 +232,32 @@ def plan_runs(args, rates):
     return planned
 
 
-def checkpoint_path(out, name):
-    return Path(out) / "checkpoints" / f"{name}.pt"
+@functools.cache
+def load_data(folder):
+    """The images, loaded once: forked processes have what their parent had loaded."""
+    return utils.load_oct_data(folder)
 
 
-def train_run(name, config, out, command, position):
-    """Train and test one network on one thread; returns its result, saved as `name`.json.
+def train_run(name, config, out, origin, network, position):
+    """Train and test one network; returns its result, saved as `name`.json.
 
     The file is written after every epoch, with status "interrupted" until the last one: whatever
-    ends the run, it tells the truth, and the same command goes on from the checkpoint.
+    ends the run, it tells the truth. `origin`: what this run shares with the others of its command.
     `position`: the line of its progress bar.
     """
     torch.set_num_threads(1)  # a second thread gains nothing at batch 8
     runs.configure_seed(config["seed"])
     device = runs.pick_device(config["device"])
-    splits, data = utils.load_oct_data(config["data"])
-    for split, (X, y) in splits.items():
-        splits[split] = (X.to(device), y.to(device))
-    model = CNN(config["dropout"], config["no_maxpool"]).to(device)
+    splits, data = load_data(config["data"])
+    splits = {split: (X.to(device), y.to(device)) for split, (X, y) in splits.items()}
+    model = network(config["dropout"], config["no_maxpool"]).to(device)
     optimizer = make_optimizer(model, config)
 
-    result = runs.new_result("q2", name, command, config, data, device)
+    result = runs.new_result("q2", name, origin["command"], config, data, device) | origin
     result["parameters"] = get_number_trainable_params(model)
     result["multiply_accumulates"] = count_multiply_accumulates(model)
 
-    checkpoint = checkpoint_path(out, name)
-    code = runs.code_hash(CNN, make_optimizer, train, utils.load_oct_data)
-    what = {**config, "data": None, "device": None}  # not where the data lies and who computes
-    identity = {"config": what, "data": data, "code": code}
-    saved = runs.load_checkpoint(checkpoint, identity)
-    if saved is not None:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        runs.set_random_state(saved["random_state"])
-        result = runs.resumed_result(saved["result"], config["epochs"], device)
-
-    def save():
-        state = {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "random_state": runs.random_state(),
-            "result": result,
-        }
-        runs.save_checkpoint(checkpoint, identity, state)
-        runs.save_result(out, result)
-
-    train(model, optimizer, splits, result, position, after_epoch=save)
+    train(model, optimizer, splits, result, out, position)
     if result["status"] != "diverged":
         result["test"] = test_metrics(model, *splits["test"])
         result["status"] = "finished"
@@ -290,24 +265,23 @@ def train_run(name, config, out, command, position):
     return result
 
 
-def train(model, optimizer, splits, result, position, after_epoch):
-    """Train until `result` has all epochs of its config, or the loss is no longer a number."""
+def train(model, optimizer, splits, result, out, position):
+    """Train for the epochs of `result`'s config, or until the loss is no longer a number."""
     name = result["run"]
     config = result["config"]
-    n_done = len(result["epochs"])
     n_batches = math.ceil(len(splits["train"][0]) / config["batch_size"])
     progress = tqdm(
-        total=(config["epochs"] - n_done) * n_batches,
+        total=config["epochs"] * n_batches,
         desc=name,
         position=position,
         leave=False,
         disable=runs.QUIET,
     )
     with progress:
-        for epoch in range(n_done + 1, config["epochs"] + 1):
+        for epoch in range(1, config["epochs"] + 1):
             started = time.perf_counter()
             loss = train_epoch(
-                *splits["train"], model, optimizer, F.nll_loss, config["batch_size"], progress
+                *splits["train"], model, optimizer, config["batch_size"], progress.update
             )
             if not math.isfinite(loss):
                 result["status"] = "diverged"
@@ -322,7 +296,7 @@ def train(model, optimizer, splits, result, position, after_epoch):
             row = {"epoch": epoch, "train_loss": loss, "val_accuracy": accuracy, "seconds": seconds}
             result["epochs"].append(row)
             result["seconds"] += seconds
-            after_epoch()
+            runs.save_result(out, result)
 
 
 def n_processes(n_runs):
@@ -333,63 +307,41 @@ def n_processes(n_runs):
     return n_cpus
 
 
-def train_runs(planned, out):
-    """Train `planned` ({name: config}) side by side; returns the results."""
-    command = runs.command_line()
+def train_runs(planned, out, search=None, network=CNN):
+    """Train `planned` ({name: config}): side by side, on a GPU in turns; returns the results.
+
+    `search`: the one that their learning rate was taken from.
+    """
+    origin = {
+        "command": runs.command_line(),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "search": search and describe(search),
+    }
     jobs = []
     for position, (name, config) in enumerate(planned.items()):
-        jobs.append((name, config, out, command, position))
-    advice = "close other programs, and the same command goes on from the saved epochs"
-    return list(runs.side_by_side(train_run, jobs, n_processes(len(jobs)), advice))
-
-
-def delete_checkpoints(planned, out):
-    """When everything is saved and drawn; a search that is interrupted before keeps what it has."""
-    for name in planned:
-        checkpoint_path(out, name).unlink(missing_ok=True)
-
-
-def load_runs(planned, out):
-    """The results of `planned` ({name: config}) as they were saved; UserError if one is missing."""
-    command = runs.command_line(without=("-plot_only", "--plot_only"))
-    results = [runs.load_result(out, name, f"`{command}`") for name in planned]
-    if any(result["status"] == "interrupted" for result in results):
-        raise UserError("a run was interrupted; finish it by the same command without -plot_only.")
-    if len({result["data"]["sha256"] for result in results}) > 1:
-        raise UserError(f"these runs were trained on different data; run `{command}` again.")
-    return results
+        jobs.append((name, config, out, origin, network, position))
+    load_data(config["data"])
+    if runs.pick_device(config["device"]).type == "cpu":
+        return list(runs.side_by_side(train_run, jobs, n_processes(len(jobs))))
+    return [train_run(*job) for job in jobs]  # processes would need a GPU's memory each
 
 
 # ---------------------------------------------------------------------------------- learning rates
 METRICS = ("val_accuracy", "accuracy", "auc", "accuracy_course_subset")  # a search's table
 
 
-def final_accuracy(result):
-    """Validation accuracy after the last epoch; a run that diverged in its first ranks last."""
-    return result["epochs"][-1]["val_accuracy"] if result["epochs"] else -1.0
-
-
 def by_rate(results):
-    """{learning rate: its results}: from the largest rate, from the least final accuracy."""
+    """{learning rate: its results}, from the largest rate to the smallest."""
     groups = {}
-    for result in sorted(results, key=final_accuracy):
+    for result in results:
         groups.setdefault(result["config"]["learning_rate"], []).append(result)
     return {rate: groups[rate] for rate in sorted(groups, reverse=True)}
 
 
-def median_run(group):
-    """The run of median final accuracy of a group from `by_rate` (of an even number: the lower)."""
-    return group[(len(group) - 1) // 2]
-
-
 def final_values(results, key):
     """The metric `key` of these finished runs, without those whose data did not allow it."""
-    values = []
-    for result in results:
-        metrics = {**result["epochs"][-1], **result["test"]}
-        if metrics[key] is not None:
-            values.append(metrics[key])
-    return values
+    values = [{**result["epochs"][-1], **result["test"]}[key] for result in results]
+    return [value for value in values if value is not None]
 
 
 def mean_and_deviation(values):
@@ -417,10 +369,11 @@ def summarise(results):
     return [table_row(rate, group) for rate, group in by_rate(results).items()]
 
 
-def print_table(rows):
-    print("\nlearning_rate" + "".join(f"{key:>24}" for key in METRICS))
-    for row in rows:
-        line = f"{row['learning_rate']:13g}"
+def print_table(table):
+    print(f"\n{'learning_rate':>13}{'finished':>10}" + "".join(f"{key:>24}" for key in METRICS))
+    for row in table:
+        finished = f"{row['finished']} of {row['finished'] + row['diverged']}"
+        line = f"{row['learning_rate']:>13}{finished:>10}"
         for key in METRICS:
             numbers = [f"{value:.4f}" for value in row[key] if value is not None]
             cell = " ± ".join(numbers) or "-"
@@ -428,102 +381,178 @@ def print_table(rows):
         print(line)
 
 
-def best_row(rows):
-    """Q2.1: the row of highest validation accuracy. The test split has no say in this."""
-    finished = [row for row in rows if row["finished"]]
-    if not finished:
+def best_row(table):
+    """Q2.1: the row of highest validation accuracy. The test split has no say in this.
+
+    Only a rate at which the runs of all seeds finished can win: a mean over those that did not
+    diverge would let one lucky run beat five good ones.
+    """
+    whole = [row for row in table if row["diverged"] == 0]
+    if not whole:
+        rates = ", ".join(f"{row['learning_rate']} ({row['diverged']})" for row in table)
         raise UserError(
-            "the loss became infinite or NaN in every run; try a smaller -learning_rate."
+            f"the loss became infinite or NaN at every learning rate (in so many runs): {rates}; "
+            "try smaller ones."
         )
-    return max(finished, key=lambda row: row["val_accuracy"][0])
+    return max(whole, key=lambda row: row["val_accuracy"][0])
 
 
-def search_name(config):
+# ---------------------------------------------------------------------------------------- searches
+ROW = ("run", "config", "seed", "status", "parameters", "epochs", "test")  # what a search keeps
+
+
+def search_name(config, rates):
+    """For example q2-search-lr0.1_0.01-seed42_43: what differs between searches stands in it.
+
+    rates: as they stand in the name, such as "0.1_0.01"; config["seed"]: all seeds.
+    """
     network = "-strided" if config["no_maxpool"] else ""
-    return f"q2-search{network}{name_ending(config)}"
+    return f"q2-search{network}-lr{rates}-seed{joined(config['seed'])}{name_ending(config)}"
 
 
-def save_search(results, rows, best, out):
-    """Save the table and the choice as OUT/results/q2-search*.json."""
+def joined(values):
+    return "_".join(map(str, values))
+
+
+def probe(config):
+    """The losses of the max-pool network's first epochs on a few images that are always the same.
+
+    Whatever edit of the network, its initial weights or its training changes results changes
+    these: proof, for a search that was stored, that today's code is the one it was made with.
+    """
+    runs.configure_seed(0)
+    X = torch.randint(256, (24, 1, 28, 28), dtype=torch.uint8)
+    y = torch.arange(24) % 4
+    model = CNN(config["dropout"])
+    optimizer = make_optimizer(model, config)
+    return [train_epoch(X, y, model, optimizer, batch_size=8) for _ in range(3)]
+
+
+def save_search(results, table, best, out):
+    """Save runs, table and choice as OUT/results/q2-search*.json."""
     first = results[0]
-    rates = [result["config"]["learning_rate"] for result in results]
-    seeds = [result["seed"] for result in results]
-    config = {
-        **first["config"],
-        "learning_rate": list(dict.fromkeys(rates)),  # each once, in order
-        "seed": list(dict.fromkeys(seeds)),
-    }
+    rates = list(by_rate(results))
+    seeds = sorted({result["seed"] for result in results})
+    config = {**first["config"], "learning_rate": rates, "seed": seeds}
+    shared = ("question", "command", "started", "data", "environment", "parameters")
     search = {
-        "question": "q2",
-        "command": first["command"],
-        "data": first["data"],
-        "environment": first["environment"],
-        "parameters": first["parameters"],
-        "run": search_name(config),
-        "runs": [result["run"] for result in results],
+        "run": search_name(config, joined(rates)),
+        **{key: first[key] for key in shared},
         "config": config,
-        "table": rows,
+        "status": "finished",
+        "runs": [result["run"] for result in results],
+        "table": table,
         "chosen_by": "val_accuracy",
         "best": best,
+        "probe": probe({**config, "learning_rate": best["learning_rate"]}),
+        "rows": [{key: result[key] for key in ROW} for result in results],
     }
     runs.save_result(out, search)
 
 
-def rates_to_train(args):
-    """The learning rates that the flags ask for; `best` is what a search on this data found."""
-    if "best" not in args.learning_rate:
-        return args.learning_rate
-    if len(args.learning_rate) > 1:
-        raise UserError("-learning_rate best stands alone; leave out the other rates, or best.")
+def describe(search):
+    """Which search it is: its name, which tells rates and seeds, and when it was started."""
+    started = search.get("started")  # early results do not have it
+    return f"{search['run']} of {started}" if started else search["run"]
+
+
+def find_search(args):
+    """The search whose best rate `-learning_rate best` takes: of these seeds, settings and data.
+
+    UserError if there is none, if several differ only in their rates, or if the code has changed.
+    """
     config = {**vars(args), "no_maxpool": False}  # Q2.2 takes the rate that was best in Q2.1
-    search = runs.load_result(args.out, search_name(config), f"`{search_command(args)}`")
+    pattern = search_name(config, rates="*")
+    names = sorted(path.stem for path in (Path(args.out) / "results").glob(f"{pattern}.json"))
+    again = "search with -learning_rate 0.1 0.01 0.001 and the same other flags first"
+    if not names:
+        raise UserError(f"{args.out}/results has no {pattern}.json; {again}.")
+    if len(names) > 1:
+        raise UserError(f"there are several searches, {', '.join(names)}; name the rate itself.")
+
+    search = runs.load_result(args.out, names[0])
     if not args.plot_only:  # which needs no data
-        _, data = utils.load_oct_data(args.data)
+        _, data = load_data(args.data)
         if data["sha256"] != search["data"]["sha256"]:
-            raise UserError(
-                f"the search in {args.out} is of other data ({search['data']['source']}); "
-                f"run `{search_command(args)}` first."
-            )
-    return [search["best"]["learning_rate"]]
-
-
-def search_command(args):
-    """The command of the search whose best rate `-learning_rate best` takes."""
-    words = ["python", "hw2-q2.py", "-data", args.data, "-out", args.out]
-    words += ["-learning_rate", "0.1", "0.01", "0.001"]
-    for flag, value in changed_flags(vars(args)):
-        words += [f"-{flag}", str(value)]
-    words += ["-seed", *map(str, args.seed)]
-    return shlex.join(words)
+            source = search["data"]["source"]
+            raise UserError(f"the search in {args.out} is of other data ({source}); {again}.")
+    best = search["best"]["learning_rate"]
+    today = probe({**search["config"], "learning_rate": best})
+    if not np.allclose(today, search["probe"], rtol=1e-4):
+        raise UserError(
+            f"the network or its training has changed since {describe(search)}; {again}."
+        )
+    print(f"learning rate {best}: the best by {describe(search)}", flush=True)
+    return search
 
 
 # ------------------------------------------------------------------------------------------- plots
-def draw_curves(results, key, ylabel, out):
-    """Plot `key` of every epoch, a colour per learning rate, the seed of median accuracy bold."""
-    config = results[0]["config"]
-    groups = by_rate(results)
-    n_seeds = len({result["seed"] for result in results})
-    title = "Strided CNN" if config["no_maxpool"] else "Max-pool CNN"
+def load_runs(args, planned, search):
+    """The results, and what they say of their data, that this command saved without -plot_only."""
+    again = "the same command without -plot_only"
+    rates = sorted({config["learning_rate"] for config in planned.values()}, reverse=True)
+    if len(rates) > 1:
+        found = runs.load_result(args.out, search_name(vars(args), joined(rates)), again)
+        return found["rows"], found["data"]
+    results = [runs.load_result(args.out, name, again) for name in planned]
+    if any(result["status"] == "interrupted" for result in results):
+        raise UserError(f"a run was interrupted; run {again} first.")
+    if len({result.get("started") for result in results}) > 1:
+        raise UserError(f"these results are not of one command; run {again} first.")
+    if search and results[0]["search"] != describe(search):
+        raise UserError(f"these results do not belong to {describe(search)}; run {again} first.")
+    return results, results[0]["data"]
+
+
+def draw(curves, legend, name, out, source):
+    """Training loss and validation accuracy against the epoch, a line per label.
+
+    curves: {label: results}; legend: what stands above the labels. A line is the mean over the
+    seeds, its band reaches from the least to the greatest of them, and both end where the first
+    run diverged.
+    """
+    figure, panels = utils.pyplot().subplots(1, 2, figsize=(6.8, 2.8), layout="constrained")
+    measures = {"train_loss": "Training loss", "val_accuracy": "Validation accuracy"}
+    for axes, (key, ylabel) in zip(panels, measures.items()):
+        for label, results in curves.items():
+            values = [[row[key] for row in result["epochs"]] for result in results]
+            n_epochs = min(map(len, values))
+            values = np.array([run[:n_epochs] for run in values])  # (seeds, epochs)
+            epochs = np.arange(1, n_epochs + 1)
+            axes.plot(epochs, values.mean(axis=0), label=label, linewidth=1.2)
+            axes.fill_between(
+                epochs, values.min(axis=0), values.max(axis=0), alpha=0.2, linewidth=0
+            )
+        axes.set(xlabel="Epoch", ylabel=ylabel)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    n_seeds = max(map(len, curves.values()))
     if n_seeds > 1:
-        title += " (bold: median seed)"
-
-    curves = []
-    for number, (rate, group) in enumerate(groups.items()):
-        thin = {"color": f"C{number}", "linewidth": 0.6, "alpha": 0.6, "marker": ""}
-        bold = {"color": f"C{number}", "linewidth": 2, "label": f"learning rate {rate:g}"}
-        for result in group:
-            curves.append((values_of(result, key), thin))
-        curves.append((values_of(median_run(group), key), bold))
-
-    rates = "_".join(f"{rate:g}" for rate in groups)
-    settings = f"{config['dropout']:g}-{config['l2_decay']:g}-{config['optimizer']}"
-    name = f"CNN-{ylabel.lower().replace(' ', '-')}-{rates}-{settings}-{config['no_maxpool']}"
-    source = results[0]["data"]["source"]
-    utils.plot(curves, ylabel, name + name_ending(config), out, source, title)
+        legend += f"; mean of {n_seeds} seeds, band: least to greatest"
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, title=legend, loc="outside lower center", ncols=len(labels), frameon=False
+    )
+    utils.save_figure(figure, out, name, source)
 
 
-def values_of(result, key):
-    return [row[key] for row in result["epochs"]]
+def draw_results(results, search, out, source):
+    """The figure of a command: the rates of a search, both networks at the best, or one network."""
+    groups = by_rate(results)
+    config = results[0]["config"]
+    if len(groups) > 1:
+        legend = "learning rate"
+        name = "CNN-rates-strided" if config["no_maxpool"] else "CNN-rates"
+        curves = groups
+    else:
+        (rate,) = groups
+        legend = f"learning rate {rate}"
+        name = f"CNN-{network_name(config)}-lr{rate}"
+        curves = {"strides" if config["no_maxpool"] else "max-pooling": results}
+        if search and config["no_maxpool"]:
+            name = "CNN-networks"
+            curves = {"max-pooling": by_rate(search["rows"])[rate], **curves}
+    draw(curves, legend, name + name_ending(config), out, source)
 
 
 # ------------------------------------------------------------------------------------ command line
@@ -541,8 +570,8 @@ def make_parser():
     parser.flag("dropout", type=share, default=0.7, help="dropout probability")
     parser.flag("optimizer", choices=("sgd", "adam"), default="sgd", help="optimiser")
     parser.flag("no_maxpool", action="store_true", help="strides of 2 instead of pooling (Q2.2)")
-    parser.flag("data", default="data", help="folder that holds octmnist.npz")
-    parser.flag("out", default="build", help="folder for results/ and figures/")
+    parser.flag("data", default="sample", help="folder that holds octmnist.npz")
+    parser.flag("out", default="build/sample", help="folder for results/ and figures/")
     parser.flag("seed", type=runs.SEED, nargs="+", default=[42], help="one or several")
     parser.flag(
         "device", type=runs.device_name, default="auto", help="auto, cpu, cuda, cuda:1 or mps"
@@ -551,31 +580,47 @@ def make_parser():
     return parser
 
 
+def check_flags(args):
+    """Refuse what contradicts itself; put rates and seeds in the order of names."""
+    if "best" in args.learning_rate and len(args.learning_rate) > 1:
+        raise UserError("-learning_rate best stands alone; leave out the other rates, or best.")
+    for flag in ("learning_rate", "seed"):
+        values = getattr(args, flag)
+        if len(set(values)) < len(values):
+            raise UserError(f"-{flag} {' '.join(map(str, values))} has one twice; give each once.")
+    args.learning_rate.sort(reverse=True)
+    args.seed.sort()
+
+
 def main(args):
-    """Train every learning rate with every seed, side by side; draw, choose, save."""
+    """Train every learning rate with every seed, or load that; print, draw, choose, save."""
+    torch.set_num_threads(1)
+    check_flags(args)
     runs.check_writable(args.out)
-    planned = plan_runs(args, rates_to_train(args))
+    search = None
+    rates = args.learning_rate
+    if rates == ["best"]:
+        search = find_search(args)
+        rates = [search["best"]["learning_rate"]]
+    planned = plan_runs(args, rates)
     if args.plot_only:
-        results = load_runs(planned, args.out)
+        results, data = load_runs(args, planned, search)
     else:
-        results = train_runs(planned, args.out)
+        results = train_runs(planned, args.out, search)
+        data = results[0]["data"]
 
-    rows = summarise(results)
-    is_search = len(rows) > 1 or (args.no_maxpool and "best" in args.learning_rate)
-    if is_search:
-        save_search(results, rows, best_row(rows), args.out)
-    draw_curves(results, "train_loss", "Training loss", args.out)
-    draw_curves(results, "val_accuracy", "Validation accuracy", args.out)
-    if not args.plot_only:
-        delete_checkpoints(planned, args.out)
-
-    print_table(rows)
-    best = best_row(rows)
-    if is_search:
-        print(f"best by validation accuracy: learning rate {best['learning_rate']:g}")
-    print(f"data: {results[0]['data']['source']}; results and figures are in {args.out}/")
+    table = summarise(results)
+    print_table(table)
+    draw_results(results, search, args.out, data["source"])
+    if len(rates) > 1:
+        best = best_row(table)
+        if not args.plot_only:
+            save_search(results, table, best, args.out)
+        print(f"best by validation accuracy: learning rate {best['learning_rate']}")
+    elif not table[0]["finished"]:
+        raise UserError("the loss became infinite or NaN in every run; try a smaller rate.")
+    print(f"data: {data['source']}; results and figures are in {args.out}/")
 
 
 if __name__ == "__main__":
-    again = "finished epochs are saved; the same command goes on from there"
-    runs.run_script(main, make_parser(), after_interrupt=again)
+    runs.run_script(main, make_parser(), if_memory_runs_out="a smaller -batch_size")

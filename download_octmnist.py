@@ -3,20 +3,15 @@
     python download_octmnist.py -root data
 
 Writes ROOT/octmnist.npz, whole or not at all, and prints its path and size. Takes as long as 55 MB
-take; a second call only verifies the checksum. Whatever goes wrong ends in one sentence that says
-what to do.
+take; a second call only verifies the checksum.
 """
 
-import io
 import socket
-import ssl
-import sys
-from contextlib import contextmanager, nullcontext, redirect_stderr
 from http.client import HTTPException
 from pathlib import Path
+from ssl import SSLError
 from urllib.error import URLError
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
 import runs
 from runs import UserError
 
@@ -24,10 +19,10 @@ from medmnist import INFO
 from torchvision.datasets.utils import calculate_md5, download_url
 
 TIMEOUT = 30  # seconds without a byte, after which the connection counts as lost
-FAILURES = (
+NOT_FETCHED = (  # by the library, for the connection, the address or the checksum
     URLError,
     HTTPException,
-    ssl.SSLError,
+    SSLError,
     ConnectionError,
     TimeoutError,
     RuntimeError,
@@ -35,52 +30,19 @@ FAILURES = (
 )
 
 
-@contextmanager
-def connection_timeout(seconds):
-    """Let connections fail after so long a silence; the library would wait for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def no_progress_bar_in_a_log():
-    """Drop what the library writes to stderr, its progress bar, unless that is a terminal."""
-    return nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
-
-
-def reason_of(error):
-    """What went wrong, in one line."""
-    reason = str(getattr(error, "reason", error))
-    return " ".join(reason.split()) or type(error).__name__
-
-
 def download(url, md5, path):
-    """Fetch `url` to `path` by MedMNIST's own means; UserError unless its MD5 is `md5`.
-
-    The file gets its name last. Before that it is .octmnist-<process>.npz beside it, which the next
-    call clears away if it was left there.
-    """
-    for leftover in path.parent.glob(".octmnist-*.npz"):
-        leftover.unlink(missing_ok=True)
-
-    place = f"fetch {url} by hand and place it as {path}"
-    advice = f"{place}, or use the stand-in that `make sample` writes."
+    """Fetch `url` to `path` as MedMNIST does; UserError unless its MD5 is `md5`."""
+    socket.setdefaulttimeout(TIMEOUT)  # the library would wait for ever
     with runs.write_atomically(path) as temporary:
         try:
-            with connection_timeout(TIMEOUT), no_progress_bar_in_a_log():
-                download_url(url, temporary.parent, temporary.name)
-        except FAILURES as error:
-            problem = f"cannot fetch octmnist.npz ({reason_of(error)})"
-            raise UserError(f"{problem}; {advice}") from error
-
-        found = calculate_md5(temporary)
-        if found != md5:
-            fault = f"{temporary.stat().st_size:,} bytes with MD5 {found}, not {md5}"
-            problem = f"what arrived is cut short or another file ({fault})"
-            raise UserError(f"{problem}; run this again, or {advice}")
+            download_url(url, temporary.parent, temporary.name, md5)
+        except NOT_FETCHED as error:
+            reason = " ".join(str(getattr(error, "reason", error)).split())
+            place = f"fetch {url} by hand and place it as {path}"
+            raise UserError(
+                f"cannot fetch octmnist.npz ({reason}); run this again, or {place}, "
+                "or use the stand-in that `make sample` writes."
+            ) from error
 
 
 def verify(path, md5):

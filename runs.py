@@ -232,10 +232,11 @@ def load_definitions(path, **settings):
     with mock.patch.dict(os.environ):
         for name in names:
             os.environ.pop(name.upper(), None)
-        for cell in notebook["cells"]:
+        for number, cell in enumerate(notebook["cells"]):
             tags = cell["metadata"].get("tags", [])
             if "define" in tags or "parameters" in tags:
-                exec(compile("".join(cell["source"]), str(path), "exec"), namespace)
+                place = f"{path}, cell {number}"  # what a traceback names
+                exec(compile("".join(cell["source"]), place, "exec"), namespace)
             if "parameters" in tags:
                 namespace.update(settings)
     return SimpleNamespace(**namespace)

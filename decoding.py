@@ -130,3 +130,94 @@ def greedy_decode(decoder, z, mask, max_tokens):
         if has_stopped.all():
             break
     return text
+
+
+# ----------------------------------------------------------------------------- a search over texts
+class PrefixScore:
+    """How likely the CTC layer finds each continuation of some texts.
+
+    The score of a text g is the log of the sum over all alignments that begin with g. For every
+    text two sums over the alignments of its letters to the first s frames are kept: of those that
+    end in its last letter, and of those that end in a blank.
+    """
+
+    def __init__(self, log_p, blank=PAD):
+        """log_p (S, V): the layer's log-probabilities."""
+        self.log_p = log_p.T.double()  # (V, S)
+        self.so_far = nn.functional.pad(self.log_p.cumsum(dim=1), (1, 0))  # (V, S + 1)
+        self.blank = blank
+        only_blanks = self.so_far[None, blank]  # (1, S + 1): the empty text
+        self.sums = torch.full_like(only_blanks, -math.inf), only_blanks  # of each text: (W, S + 1)
+
+    def continuations(self, last):
+        """Scores (W, V) of each text with each token behind it, and the sums of the longer texts.
+
+        last (W,): the last token of each text. STOP ends a text: its score is that of the whole.
+        """
+        in_letter, in_blank = (sums[:, None, :] for sums in self.sums)  # (W, 1, S + 1)
+        is_repeated = last[:, None] == torch.arange(len(self.log_p))  # (W, V): a blank between
+        before = in_letter.masked_fill(is_repeated[:, :, None], -math.inf)
+        before = before.logaddexp(in_blank)  # (W, V, S + 1)
+
+        # letter(s + 1) = p(s) (letter(s) + before(s)): the letter goes on, or begins in frame s
+        # blank(s + 1) = p_blank(s) (blank(s) + letter(s))
+        letter = _unroll(before, self.so_far)  # (W, V, S + 1)
+        blank = _unroll(letter, self.so_far[self.blank])
+        scores = (before[:, :, :-1] + self.log_p).logsumexp(dim=-1)  # its first frame is frame s
+        scores[:, STOP] = torch.logaddexp(*self.sums)[:, -1]
+        return scores, (letter, blank)
+
+    def keep(self, sums, texts, tokens):
+        """Go on with these texts, each with its token behind it."""
+        letter, blank = sums
+        self.sums = letter[texts, tokens], blank[texts, tokens]
+
+
+def _unroll(y, so_far):
+    """The logs of x(0) = 0, x(s + 1) = p(s) (x(s) + y(s)), from those of y: (..., S + 1).
+
+    With P(s) = p(0) ... p(s - 1), of which `so_far` is the log: x(s) = P(s) sum over r < s of
+    y(r) / P(r).
+    """
+    sums = (y - so_far)[..., :-1].logcumsumexp(dim=-1)  # over r < s, for s = 1 ... S
+    return so_far + nn.functional.pad(sums, (1, 0), value=-math.inf)
+
+
+@torch.inference_mode()
+def beam_search(model, features, max_tokens, beam=8, ctc_share=0.4):
+    """The likeliest text of one clip (T, n_mels), as tokens without START and STOP.
+
+    The decoder and the CTC layer vote together (Hori, Watanabe and Hershey 2017). Both votes only
+    fall as a text grows, so the search is over when no unfinished text is better than the best
+    finished one. beam: texts that are kept at each step. ctc_share: of the CTC layer's vote.
+    """
+    device = features.device
+    z, mask = model.encoder(features[None], torch.tensor([len(features)], device=device))
+    prefix_score = PrefixScore(model.ctc(z)[0].float().log_softmax(dim=-1).cpu())
+    fast = FastDecoder(model.decoder, z, mask)
+
+    texts = torch.tensor([[START]])  # (W, L)
+    decoder_scores = torch.zeros(1)  # (W,)
+    best_text, best_score = texts[0], -math.inf
+    for _ in range(max_tokens):
+        logits = fast.step(texts[:, -1:].to(device))  # (W, V), of the next token
+        log_p = logits.cpu().double().log_softmax(dim=-1)
+        decoder = decoder_scores[:, None] + log_p
+        ctc, sums = prefix_score.continuations(texts[:, -1])
+        scores = (1 - ctc_share) * decoder + ctc_share * ctc  # (W, V)
+        scores[:, [START, PAD]] = -math.inf
+
+        finished = scores[:, STOP].argmax()
+        if scores[finished, STOP] > best_score:
+            best_text, best_score = texts[finished], scores[finished, STOP].item()
+        scores[:, STOP] = -math.inf
+        kept = scores.flatten().topk(min(beam, scores.numel()))
+        kept = kept.indices[kept.values > best_score]
+        if len(kept) == 0:
+            break
+        parents, tokens = kept // scores.shape[1], kept % scores.shape[1]
+        texts = torch.cat([texts[parents], tokens[:, None]], dim=1)
+        decoder_scores = decoder[parents, tokens]
+        prefix_score.keep(sums, parents, tokens)
+        fast.keep(parents.to(device))
+    return best_text[1:].tolist()

@@ -325,32 +325,49 @@ def download_ljspeech(folder):
 def read_audio(path):
     """Read a sound file as mono float32 (n_samples,) in [-1, 1] at SAMPLE_RATE.
 
-    Other rates are resampled and several channels averaged. UserError for a file that is no sound,
+    Other rates are resampled and several channels mixed. UserError for a file that is no sound,
     is cut short, or holds less than one window.
     """
     import soundfile
-    from scipy.signal import resample_poly
 
     path = Path(path)
     advice = "replace it, or remove its row in metadata.csv if it has one"
     with open(path, "rb") as file:
         is_cut = _is_cut_wav(file)
         try:
-            samples, rate = soundfile.read(file, dtype="float32", always_2d=True)  # (n, channels)
+            channels, rate = soundfile.read(file, dtype="float32", always_2d=True)  # (n, channels)
         except soundfile.LibsndfileError as error:
             raise UserError(f"{path} is no readable sound file; {advice}.") from error
     if is_cut:
         raise UserError(f"{path} is cut short: its header promises more sound; {advice}.")
-    if len(samples) * SAMPLE_RATE < N_FFT * rate:
+    if len(channels) * SAMPLE_RATE < N_FFT * rate:
         raise UserError(f"{path} holds less sound than one window of 46 ms; {advice}.")
-    if not np.isfinite(samples).all():
+    if not np.isfinite(channels).all():
         raise UserError(f"{path} holds samples that are no numbers; {advice}.")
+    return resample(torch.from_numpy(mix(channels)), rate, SAMPLE_RATE)
 
-    mono = samples.mean(axis=1)  # (n,)
-    if rate != SAMPLE_RATE:
-        divisor = math.gcd(rate, SAMPLE_RATE)
-        mono = resample_poly(mono, SAMPLE_RATE // divisor, rate // divisor)
-    return torch.from_numpy(np.ascontiguousarray(mono, dtype=np.float32))
+
+def mix(channels):
+    """One channel of several (n, channels): their mean where they agree, else the loudest.
+
+    Where one is silent, or the inverse of another, the mean is much weaker than the loudest.
+    """
+    mean = channels.mean(axis=1)  # (n,)
+    power = np.square(channels).mean(axis=0)  # (channels,)
+    if np.square(mean).mean() > 0.5 * power.max():
+        return mean
+    return channels[:, power.argmax()]
+
+
+def resample(samples, rate, new_rate):
+    """Samples (n,) at another sample rate: (n * new_rate / rate,)."""
+    if rate == new_rate:
+        return samples
+    from scipy.signal import resample_poly
+
+    divisor = math.gcd(rate, new_rate)
+    samples = resample_poly(samples.numpy(), new_rate // divisor, rate // divisor)
+    return torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
 
 
 def _is_cut_wav(file):

@@ -135,7 +135,7 @@ def linear_attention(Q, K, V, n_terms=3):
     O(LMD) time and O(LM + MD) memory: linear in L, in M and in D; as M = O(D²) for three terms,
     O(LD³). Differentiable.
 
-    Rounding: the features of long q and k cancel in φ(q)ᵀφ(k), which is wrong by about
+    Rounding: the features of long q and k cancel in φ(q)ᵀφ(k), which is wrong by up to about
     ε (|q||k|)^(K-1)/(K-1)!, with ε = 6e-8 in float32; for three terms it is at least 1/2.
     """
     phi_Q = taylor_feature_map(Q, n_terms)  # (..., L, M): LM products, LM numbers to keep

@@ -276,7 +276,7 @@ def draw_approximation(result, out):
         curves.append((row["score_scale"], row["bound"], f"K = {row['n_terms']}", "bound"))
     figure, axes = plot_logarithmic(curves, {"error": "-", "bound": "--"})
     axes.set(xlabel="Largest score |q·k|", ylabel="Largest error of an output")
-    axes.set_title("K terms help while scores are small\n(even K: ends where it is refused)")
+    axes.set_title("More terms help while scores are small;\neven K ends where it is refused")
     utils.save_figure(figure, out, "q1-approximation", result["data"]["source"])
 
 
@@ -303,19 +303,25 @@ def draw_seconds(result, out):
         band = {"color": line.get_color(), "alpha": 0.2, "linewidth": 0}
         axes.fill_between(row["seq_lens"], row["fastest"], row["slowest"], **band)
     axes.set(xlabel="Sequence length L", ylabel="Seconds")
-    axes.set_title(
-        f"Linear attention ({result['config']['n_terms']} terms) grows as L, softmax as L²"
-    )
+    axes.set_title(title_of_slopes(result["scaling"]))
     utils.save_figure(figure, out, "q1-seconds", result["data"]["source"])
+
+
+def title_of_slopes(scaling):
+    """The slopes of linear and fused attention at the largest head size, where they are known."""
+    D = max(row["D"] for row in scaling)
+    slopes = {row["method"]: row["slope"] for row in scaling if row["D"] == D}
+    linear, fused = slopes["linear"], slopes["softmax, fused"]
+    if linear is None or fused is None:
+        return "Median and range of each time"
+    return f"Slope at D = {D}: {linear:.2f} linear,\n{fused:.2f} softmax, fused"
 
 
 def draw_memory(result, out):
     """The extra memory of every method against the length."""
     figure, axes = draw_scaling(result, "peak_bytes")
     axes.set(xlabel="Sequence length L", ylabel="Peak extra memory (bytes)")
-    axes.set_title(
-        "Linear attention: flat once a chunk is full\n(softmax: much the same for every D)"
-    )
+    axes.set_title("Linear attention: flat once a chunk is full;\nsoftmax: the same for every D")
     utils.save_figure(figure, out, "q1-memory", result["data"]["source"])
 
 
@@ -359,14 +365,18 @@ def print_summary(result):
         print(f"largest difference between linear and quadratic order: {error:.1e}, {dtype}")
     for row in result["approximation"]:
         texts = ["refused" if error is None else f"{error:7.1e}" for error in row["error"]]
-        smallest, largest = row["score_scale"][0], row["score_scale"][-1]
-        scales = f"{smallest} ... {largest:g}"
+        scales = f"{row['score_scale'][0]} ... {row['score_scale'][-1]:g}"
         print(f"K = {row['n_terms']}: error for scores up to {scales}: {'  '.join(texts)}")
-    for row in result["scaling"]:
+    print_scaling(result["scaling"], result["crossover"])
+
+
+def print_scaling(scaling, crossover):
+    """The time of every method, what was skipped, and where linear attention wins."""
+    for row in scaling:
         print(f"D = {row['D']:3}  {row['method']:14}  {text_of_curve(row)}")
         for skipped in row["skipped"]:
             print(f"    skipped: L = {skipped['seq_len']:,} {skipped['reason']}")
-    for row in result["crossover"]:
+    for row in crossover:
         print(f"D = {row['D']:3}  linear against {row['against']}: {text_of_crossover(row)}")
 
 
@@ -398,25 +408,33 @@ def text_of_crossover(row):
 
 # ------------------------------------------------------------------------------------ command line
 def make_parser():
-    parser = runs.ArgumentParser(q1.__doc__)
     positive = runs.number(int, 1)
+    gigabytes = runs.number(float, 0)
+    parser = runs.ArgumentParser(q1.__doc__)
     lengths = parser.add_mutually_exclusive_group()
     lengths.add_argument(
-        "-seq_lens", "--seq_lens", type=positive, nargs="+", default=LENGTHS, help="lengths"
+        "-seq_lens",
+        "--seq_lens",
+        type=positive,
+        nargs="+",
+        default=LENGTHS,
+        help="lengths L",
     )
-    quick = {"dest": "seq_lens", "action": "store_const", "const": QUICK_LENGTHS}
     lengths.add_argument(
-        "-quick", "--quick", **quick, default=argparse.SUPPRESS, help="no length above 4,096"
+        "-quick",
+        "--quick",
+        dest="seq_lens",
+        action="store_const",
+        const=QUICK_LENGTHS,
+        default=argparse.SUPPRESS,  # that of -seq_lens holds
+        help="only lengths up to 4,096",
     )
     parser.flag("dims", type=positive, nargs="+", default=[16, 32, 64], help="head sizes D")
-    odd = {"type": int, "choices": (1, 3, 5, 7), "default": 3}
-    parser.flag("n_terms", **odd, help="terms of the series when measuring time")
-    gigabytes = {"type": runs.number(float, 0), "default": 6.0}
-    parser.flag("max_memory", **gigabytes, help="GB; what needs more is skipped, and said so")
+    parser.flag("n_terms", type=int, choices=(1, 3, 5, 7), default=3, help="terms that are timed")
+    parser.flag("max_memory", type=gigabytes, default=6.0, help="GB; what needs more is skipped")
     parser.flag("out", default="build/sample", help="folder for results/ and figures/")
     parser.flag("seed", type=runs.SEED, default=42, help="of the random Q, K and V")
-    device = {"type": runs.device_name, "default": "auto"}
-    parser.flag("device", **device, help="auto, cpu, cuda, cuda:1 or mps")
+    parser.flag("device", type=runs.device_name, default="auto", help="auto, cpu, cuda:1 or mps")
     parser.flag("plot_only", action="store_true", help="draw the results in OUT, measure nothing")
     return parser
 

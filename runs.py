@@ -27,7 +27,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parent
@@ -221,13 +221,13 @@ def setting_names(path):
 
 
 def load_definitions(path, **settings):
-    """What a notebook's cells tagged "define" and "parameters" define: an object with their names.
+    """What a notebook's cells tagged "define" and "parameters" define, as a module.
 
     `settings` take the place of those in the notebook; those in the environment do not count.
     """
     names = setting_names(path)
     refuse_unknown(settings, names)
-    namespace = {"__name__": Path(path).stem}
+    module = ModuleType(Path(path).stem)
     notebook = json.loads(Path(path).read_text(encoding="utf-8"))
     with mock.patch.dict(os.environ):
         for name in names:
@@ -236,10 +236,10 @@ def load_definitions(path, **settings):
             tags = cell["metadata"].get("tags", [])
             if "define" in tags or "parameters" in tags:
                 place = f"{path}, cell {number}"  # what a traceback names
-                exec(compile("".join(cell["source"]), place, "exec"), namespace)
+                exec(compile("".join(cell["source"]), place, "exec"), vars(module))
             if "parameters" in tags:
-                namespace.update(settings)
-    return SimpleNamespace(**namespace)
+                vars(module).update(settings)
+    return module
 
 
 def refuse_unknown(names, known):

@@ -1,0 +1,428 @@
+"""What the report's sentences claim beyond the numbers that they show: one predicate for each.
+
+The sentences themselves are written by hand. When results change, `make report` lists the claims
+that no longer hold, and the sentence has to be written anew.
+"""
+
+from statistics import mean
+
+from report import evidence
+from report.evidence import curve, last, network, recall, search, test, welch
+
+CLAIMS = []  # in the order of the report
+
+
+def claim(predicate):
+    CLAIMS.append(predicate)
+    return predicate
+
+
+def no_longer_true(results):
+    """What the report claims and these results do not bear out, as text."""
+    return [p.__name__.replace("_", " ") for p in CLAIMS if not p(results)]
+
+
+def is_larger(a, b):
+    """Whether the mean of `a` is larger, with a 95 % interval that does not hold zero."""
+    return welch(a, b)[1] > 0
+
+
+def are_not_told_apart(a, b):
+    return not is_larger(a, b) and not is_larger(b, a)
+
+
+# -------------------------------------------------------------------------------------- Question 1
+@claim
+def q1_2_the_identity_holds_to_rounding(results):
+    rows = results["q1"]["identities"]
+    return all(max(row["full"], row["reduced"]) < 1e-12 for row in rows)
+
+
+@claim
+def q1_3_three_terms_are_useless_at_the_largest_scores(results):
+    (three,) = (row for row in results["q1"]["approximation"] if row["n_terms"] == 3)
+    return three["error"][-1] > 1
+
+
+@claim
+def q1_3_weights_are_negative_for_even_K_only(results):
+    rows = results["q1"]["approximation"]
+    most = {row["n_terms"]: max(row["negative_weights"]) for row in rows}
+    return all((share > 0) == (n_terms % 2 == 0) for n_terms, share in most.items())
+
+
+@claim
+def q1_3_an_even_K_is_refused_somewhere(results):
+    rows = results["q1"]["approximation"]
+    return {row["n_terms"] % 2 for row in rows if None in row["error"]} == {0}
+
+
+@claim
+def q1_4_time_grows_linearly_and_quadratically(results):
+    q1 = results["q1"]
+    powers = {"linear": 1, "softmax, fused": 2}
+    slopes = [(r["slope"], powers[r["method"]]) for r in q1["scaling"] if r["method"] in powers]
+    return all(abs(slope - power) < 0.1 for slope, power in slopes)
+
+
+@claim
+def q1_4_linear_attention_is_faster_at_the_longest_common_length(results):
+    q1 = results["q1"]
+    D, L = q1["config"]["dims"][-1], evidence.common_length(q1)
+    methods = ("softmax, fused", "linear")
+    slow, fast = (evidence.at_length(curve(q1, m, D), L, "seconds") for m in methods)
+    return slow > fast
+
+
+@claim
+def q1_4_it_overtakes_later_than_the_count_says(results):
+    rows = [row for row in results["q1"]["crossover"] if row["against"] == "softmax, fused"]
+    return all(row["measured"] and row["measured"] > row["predicted"] for row in rows)
+
+
+@claim
+def q1_4_the_memory_of_linear_attention_stops_growing(results):
+    q1 = results["q1"]
+    peaks = [curve(q1, "linear", D)["peak_bytes"] for D in q1["config"]["dims"]]
+    return all(row[-1] < 1.01 * row[-3] for row in peaks)
+
+
+# -------------------------------------------------------------------------------------- Question 2
+_THREE = ("pool", "average", "strided")
+
+
+def rates(results, epochs=""):
+    """The runs of the max-pool network at each of the three rates, from the largest."""
+    return [network(results, "maxpool", rate, epochs) for rate in ("0.1", "0.01", "0.001")]
+
+
+@claim
+def q2_1_the_largest_rate_is_best_after_15_epochs(results):
+    return search(results)["best"]["learning_rate"] == 0.1
+
+
+@claim
+def q2_1_only_the_largest_rate_learns(results):
+    floor = evidence.loss_of_shares(search(results))
+    high, middle, low = (mean(last(runs, "train_loss")) for runs in rates(results))
+    return high < 0.8 * floor and min(middle, low) > 0.95 * floor
+
+
+@claim
+def q2_1_the_others_look_like_naming_normal(results):
+    naming = max(evidence.class_shares(search(results), "val"))
+    _, middle, low = (mean(last(runs, "val_accuracy")) for runs in rates(results))
+    return max(middle, low) < naming + 0.05
+
+
+@claim
+def q2_1_after_150_epochs_the_middle_rate_is_best(results):
+    return search(results, "-epochs150")["best"]["learning_rate"] == 0.01
+
+
+@claim
+def q2_1_more_updates_raise_test_accuracy(results):
+    (high, _, _), (_, middle, _) = rates(results), rates(results, "-epochs150")
+    return is_larger(test(middle), test(high))
+
+
+@claim
+def q2_1_some_runs_at_the_largest_rate_break_down_and_the_others_are_level(results):
+    high, middle, _ = rates(results, "-epochs150")
+    fallen = evidence.collapsed(high, search(results, "-epochs150"))
+    others = [run for run in high if run not in fallen]
+    if not fallen or not others:
+        return False
+    return abs(mean(last(others, "val_accuracy")) - mean(last(middle, "val_accuracy"))) < 0.02
+
+
+@claim
+def q2_1_the_smallest_rate_is_too_slow_for_150_epochs(results):
+    floor = evidence.loss_of_shares(search(results))
+    return mean(last(rates(results, "-epochs150")[2], "train_loss")) > 0.9 * floor
+
+
+@claim
+def q2_1_the_mix_of_classes_explains_validation_against_test(results):
+    runs = evidence.q2_networks(results)["pool150"]
+    expected, error = evidence.reweighted(search(results, "-epochs150"), runs)
+    return abs(expected - mean(last(runs, "val_accuracy"))) < 2 * error
+
+
+@claim
+def q2_2_max_pooling_leads_on_test(results):
+    runs = evidence.q2_networks(results)
+    return is_larger(test(runs["pool"]), test(runs["strided"]))
+
+
+@claim
+def q2_2_validation_does_not_tell_the_networks_apart(results):
+    runs = evidence.q2_networks(results)
+    names = ("pool", "strided")
+    return are_not_told_apart(*(last(runs[name], "val_accuracy") for name in names))
+
+
+@claim
+def q2_2_the_strided_network_fits_worse(results):
+    runs = evidence.q2_networks(results)
+    return is_larger(last(runs["strided"], "train_loss"), last(runs["pool"], "train_loss"))
+
+
+@claim
+def q2_2_more_updates_do_not_close_the_distance(results):
+    runs = evidence.q2_networks(results)
+    return is_larger(test(runs["pool150"]), test(runs["strided150"]))
+
+
+@claim
+def q2_3_both_networks_have_224892_parameters(results):
+    groups = evidence.q2_networks(results).values()
+    return {run["parameters"] for runs in groups for run in runs} == {224_892}
+
+
+@claim
+def q2_3_the_products_are_those_of_the_table(results):
+    products = {"pool": 445_536, "average150": 445_536, "strided": 278_784}
+    runs = evidence.q2_networks(results)
+    return all(runs[name][0]["multiply_accumulates"] == n for name, n in products.items())
+
+
+@claim
+def q2_3_the_average_lies_between(results):
+    runs = evidence.q2_networks(results)
+    pool, average, strided = (test(runs[f"{name}150"]) for name in ("pool", "average", "strided"))
+    return is_larger(pool, average) and is_larger(average, strided)
+
+
+@claim
+def q2_3_the_lead_comes_from_dme_and_drusen(results):
+    runs = evidence.q2_networks(results)
+    found = [[mean(recall(runs[name], k)) for k in range(4)] for name in ("pool150", "strided150")]
+    leads = [pool - strided for pool, strided in zip(*found)]
+    hardest = [sorted(range(4), key=row.__getitem__)[:2] for row in found]
+    return min(leads[1], leads[2]) > max(leads[0], leads[3]) and all(
+        set(pair) == {1, 2} for pair in hardest
+    )
+
+
+@claim
+def q2_3_the_most_frequent_error_is_drusen_taken_for_normal(results):
+    runs = evidence.q2_networks(results)
+    for name in ("pool150", "strided150"):
+        tables = [run["test"]["confusion"] for run in runs[name]]
+        errors = {
+            (i, j): mean(table[i][j] for table in tables)
+            for i in range(4)
+            for j in range(4)
+            if i != j
+        }
+        if max(errors, key=errors.get) != (2, 3):
+            return False
+    return True
+
+
+@claim
+def q2_3_the_average_fits_worst(results):
+    runs = evidence.q2_networks(results)
+    losses = {name: mean(last(runs[f"{name}150"], "train_loss")) for name in _THREE}
+    return max(losses, key=losses.get) == "average"
+
+
+@claim
+def q2_3_on_validation_the_average_is_not_ahead_of_strides(results):
+    runs = evidence.q2_networks(results)
+    average, strided = (last(runs[f"{name}150"], "val_accuracy") for name in _THREE[1:])
+    return not is_larger(average, strided)
+
+
+@claim
+def q2_3_shifts_do_not_tell_the_networks_apart(results):
+    runs = evidence.q2_networks(results)
+    return are_not_told_apart(
+        *(evidence.lost_by_shift(runs[name]) for name in ("pool150", "strided150"))
+    )
+
+
+# -------------------------------------------------------------------------------------- Question 3
+def both(results):
+    """The runs of the LSTM, and of the transformer, seed by seed."""
+    return [evidence.full_runs(results, decoder) for decoder in evidence.DECODERS]
+
+
+def in_every_seed(results, predicate):
+    return all(predicate(lstm, transformer) for lstm, transformer in zip(*both(results)))
+
+
+def counts(results):
+    return [evidence.counts_of(pairs) for pairs in evidence.clip_pairs(results)]
+
+
+@claim
+def q3_1_the_validation_loss_is_lowest_at_the_last_epoch(results):
+    for run in [run for runs in both(results) for run in runs]:
+        losses = [row["val_loss"] for row in run["epochs"]]
+        if min(losses) < losses[-1]:
+            return False
+    return True
+
+
+@claim
+def q3_1_it_has_nearly_stopped_falling(results):
+    for run in [run for runs in both(results) for run in runs]:
+        losses = [row["val_loss"] for row in run["epochs"]]
+        if losses[-3] - losses[-1] > 0.01:
+            return False
+    return True
+
+
+@claim
+def q3_2_both_align_in_the_same_epoch(results):
+    return len({evidence.passes_half(run) for runs in both(results) for run in runs}) == 1
+
+
+@claim
+def q3_2_the_lstm_has_the_lower_loss_after_the_first_epoch(results):
+    return in_every_seed(
+        results, lambda a, b: a["epochs"][0]["val_loss"] < b["epochs"][0]["val_loss"]
+    )
+
+
+@claim
+def q3_3_the_lstm_has_the_lower_loss(results):
+    lower = in_every_seed(results, lambda a, b: a["test"]["loss"] < b["test"]["loss"])
+    lstm, transformer = both(results)
+    return lower and is_larger(test(transformer, "loss"), test(lstm, "loss"))
+
+
+@claim
+def q3_3_the_lstm_is_more_often_exact(results):
+    for pairs in evidence.clip_pairs(results):
+        lstm, transformer, p = evidence.discordant(pairs, evidence.is_exact)
+        if not (lstm > transformer and p < 0.001):
+            return False
+    return True
+
+
+@claim
+def q3_3_the_transformer_derails_more_seldom(results):
+    for pairs in evidence.clip_pairs(results):
+        lstm, transformer, p = evidence.discordant(pairs, evidence.is_derailed)
+        if not (transformer < lstm and p < 0.001):
+            return False
+    return True
+
+
+@claim
+def q3_3_the_transformer_has_the_higher_mean_similarity(results):
+    return all(evidence.mean_lead(pairs)[0] > 0 for pairs in evidence.clip_pairs(results))
+
+
+@claim
+def q3_3_over_the_clips_its_lead_is_beyond_chance_in_two_seeds_of_three(results):
+    lows = [evidence.mean_lead(pairs)[1] for pairs in evidence.clip_pairs(results)]
+    return sum(low > 0 for low in lows) == 2
+
+
+@claim
+def q3_3_the_lstm_is_better_on_more_clips_and_the_median_is_zero(results):
+    rows = counts(results)
+    return all(
+        row["lstm_better"] > row["transformer_better"] and row["median"] == 0 for row in rows
+    )
+
+
+@claim
+def q3_3_the_whole_lead_comes_from_few_clips(results):
+    return all(row["lead_of_far"] > 0 > row["lead_of_near"] for row in counts(results))
+
+
+@claim
+def q3_3_words_do_not_tell_the_decoders_apart(results):
+    lstm, transformer = both(results)
+    return are_not_told_apart(test(lstm, "wer"), test(transformer, "wer"))
+
+
+@claim
+def q3_3_the_lstm_more_often_runs_on(results):
+    runs_on = evidence.n_running_on
+    return in_every_seed(results, lambda a, b: runs_on(a) > 3 * runs_on(b))
+
+
+@claim
+def q3_3_the_lstm_loses_more_on_long_clips(results):
+    def loss(run):
+        shortest, _, longest = evidence.by_length(run, 3)
+        return shortest - longest
+
+    return in_every_seed(results, lambda a, b: loss(a) > loss(b) > 0)
+
+
+@claim
+def q3_3_exact_loops_are_the_lstms(results):
+    (lstm, n), (transformer, m) = (evidence.looping_texts(results, d) for d in evidence.DECODERS)
+    return lstm / n > 3 * transformer / m
+
+
+@claim
+def q3_3_as_handed_out_the_lstm_never_aligns_and_the_transformer_does(results):
+    lstm, transformer = (results[f"q3-{d}-full-handed-out"] for d in evidence.DECODERS)
+    floor = lstm["unrelated"]["damerau_levenshtein"]
+    is_lost = evidence.passes_half(lstm) is None and evidence.similarity(lstm) < floor + 0.02
+    return is_lost and evidence.passes_half(transformer) is not None
+
+
+@claim
+def q3_3_clock_and_ctc_help_the_transformer(results):
+    names = ("handed-out", "noctc", "seed42")
+    steps = [evidence.similarity(results[f"q3-transformer-full-{name}"]) for name in names]
+    return steps == sorted(steps)
+
+
+@claim
+def q3_3_on_the_small_grammar_it_is_the_other_way_round(results):
+    def n_aligned(name):
+        return sum(evidence.passes_half(run) is not None for run in evidence.trials(results, name))
+
+    n_runs = len(evidence.trials(results, "lstm-trial-noctc"))
+    return n_aligned("lstm-trial-noctc") == n_runs > n_aligned("transformer-trial-noctc-random")
+
+
+@claim
+def q3_4_cosine_is_the_highest_and_wer_the_highest_error_rate(results):
+    rows = [run["test"] for runs in both(results) for run in runs]
+    return all(
+        row["cosine"] > max(row["jaccard"], row["damerau_levenshtein"]) and row["wer"] > row["cer"]
+        for row in rows
+    )
+
+
+@claim
+def q3_4_jaccard_and_dl_are_nearly_equal(results):
+    rows = [run["test"] for runs in both(results) for run in runs]
+    return all(abs(row["jaccard"] - row["damerau_levenshtein"]) < 0.01 for row in rows)
+
+
+def real(results, decoder, kind):
+    return mean(evidence.similarity(run) for run in evidence.real_runs(results, decoder, kind))
+
+
+@claim
+def q3_5_variety_helps_and_fine_tuning_helps_most(results):
+    kinds = ("asis-plain", "asis", "finetuned")
+    rows = [[real(results, decoder, kind) for kind in kinds] for decoder in evidence.DECODERS]
+    return all(row == sorted(row) for row in rows)
+
+
+@claim
+def q3_5_real_clips_alone_teach_hardly_anything(results):
+    (run, *_) = evidence.real_runs(results, "lstm", "finetuned")
+    floor = run["unrelated"]["damerau_levenshtein"]
+    return all(real(results, decoder, "realonly") < floor + 0.05 for decoder in evidence.DECODERS)
+
+
+@claim
+def q3_5_the_search_gains_more_than_the_choice_of_the_decoder(results):
+    scores = results["q3-model"]["test"]
+    gain = scores["beam"]["damerau_levenshtein"] - scores["greedy"]["damerau_levenshtein"]
+    lstm, transformer = (real(results, decoder, "finetuned") for decoder in evidence.DECODERS)
+    return gain > abs(transformer - lstm) and scores["beam"]["wer"] < scores["greedy"]["wer"]

@@ -1,0 +1,758 @@
+"""Every number that the report shows, by name, computed from the results.
+
+The text in report/*.typ asks for them by these names (`#n.best_rate`) and gets them as text, ready
+to print. Nothing here is a sentence: what the sentences say beyond numbers is in claims.py.
+
+A cell of a table is Typst markup: *bold*, $D$.
+"""
+
+import math
+import re
+from collections import Counter
+from statistics import mean, stdev
+
+import jiwer
+import numpy as np
+from rapidfuzz.distance import DamerauLevenshtein
+from scipy import stats
+
+
+# --------------------------------------------------------------------------------- numbers as text
+def spread(values, digits=3):
+    """[0.54, 0.58] -> "0.560 ± 0.028", unbroken: mean and standard deviation."""
+    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{deviation}"
+
+
+def percent(share):
+    return f"{100 * share:.0f} %"
+
+
+def signed(x, digits=3):
+    """With a minus as long as a plus."""
+    return f"{x:.{digits}f}".replace("-", "−")
+
+
+def power(x):
+    """4.7e-14 -> "4.7 × 10⁻¹⁴"."""
+    digits, exponent = f"{x:.1e}".split("e")
+    raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{digits} × 10{raised}"
+
+
+def time_text(seconds):
+    if seconds < 0.1:
+        return f"{1000 * seconds:.1f} ms"
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min"
+
+
+def bytes_text(n):
+    for size, unit in ((1e9, "GB"), (1e6, "MB")):
+        if n >= size:
+            return f"{n / size:.1f} {unit}"
+    return f"{n / 1e3:.0f} kB"
+
+
+def listing(items):
+    """["a", "b", "c"] -> "a, b and c"."""
+    *first, last = map(str, items)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def extent(values):
+    """[5, 3, 4] -> "3 to 5"."""
+    low, *_, high = sorted(values)
+    return f"{low:,} to {high:,}" if low < high else f"{low:,}"
+
+
+def interval(low, high, digits=3):
+    return f"{signed(low, digits)} to {signed(high, digits)}"
+
+
+# -------------------------------------------------------------------------------------- statistics
+def welch(a, b):
+    """The difference of two means, and its 95 % interval, for unequal variances."""
+    low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    return mean(a) - mean(b), float(low), float(high)
+
+
+def difference(a, b, digits=3):
+    """ "0.130 (95 % interval 0.097 to 0.163)"."""
+    size, low, high = welch(a, b)
+    return f"{signed(size, digits)} (95 % interval {interval(low, high, digits)})"
+
+
+def matching(results, pattern):
+    """The results whose names match, in the order of their names; KeyError where there is none."""
+    found = [results[name] for name in sorted(results) if re.fullmatch(pattern, name)]
+    if not found:
+        raise KeyError(pattern)
+    return found
+
+
+# -------------------------------------------------------------------------------------- Question 1
+def curve(q1, method, D):
+    """The measurement of one method at one head size."""
+    return next(row for row in q1["scaling"] if (row["method"], row["D"]) == (method, D))
+
+
+def at_length(row, L, key):
+    return row[key][row["seq_lens"].index(L)]
+
+
+def common_length(q1):
+    """The longest length that every method was measured at."""
+    return min(row["seq_lens"][-1] for row in q1["scaling"] if row["seq_lens"])
+
+
+def q1_numbers(results):
+    q1 = results["q1"]
+    dims = q1["config"]["dims"]
+    D, L = dims[-1], common_length(q1)
+    linear, fused = curve(q1, "linear", D), curve(q1, "softmax, fused", D)
+    longest = fused["seq_lens"][-1]
+    counts = next(row for row in q1["feature_counts"] if row["n_terms"] == 3)
+    three = next(row for row in q1["approximation"] if row["n_terms"] == 3)
+    errors = list(zip(three["score_scale"], three["error"]))
+    even = [row for row in q1["approximation"] if row["n_terms"] % 2 == 0]
+    crossings = [row for row in q1["crossover"] if row["against"] == "softmax, fused"]
+
+    def slopes(method):
+        return listing(f"{curve(q1, method, D)['slope']:.2f}" for D in dims)
+
+    return {
+        "processor": q1["environment"]["processor"],
+        "threads": q1["environment"]["threads"],
+        "dims": listing(dims),
+        "D": D,
+        "L": f"{L:,}",
+        "longest": f"{longest:,}",
+        "n_identities": len({row["D"] for row in q1["identities"]}),
+        "identity_error": power(max(max(r["full"], r["reduced"]) for r in q1["identities"])),
+        "features": f"{counts['full'][counts['D'].index(D)]:,}",
+        "features_reduced": f"{counts['reduced'][counts['D'].index(D)]:,}",
+        "smallest_score": errors[0][0],
+        "smallest_error": power(errors[0][1]),
+        "good_until": max(scale for scale, error in errors if error < 0.01),
+        "fair_until": max(scale for scale, error in errors if error < 0.1),
+        "largest_score": f"{errors[-1][0]:g}",
+        "largest_error": f"{errors[-1][1]:.1f}",
+        "most_negative": percent(max(max(row["negative_weights"]) for row in even)),
+        "refused": listing(row["n_terms"] for row in even if None in row["error"]),
+        "slopes_linear": slopes("linear"),
+        "slopes_fused": slopes("softmax, fused"),
+        "slope_lengths": listing(
+            f"{length:,}" for length in linear.get("slope_lengths", linear["seq_lens"][-3:])
+        ),
+        "faster": f"{at_length(fused, L, 'seconds') / at_length(linear, L, 'seconds'):.1f}",
+        "faster_by_count": f"{L / reduced(D):.1f}",
+        "fused_longest": time_text(fused["seconds"][-1]),
+        "linear_longest": time_text(linear["seconds"][-1]),
+        "crossings": listing(f"{row['measured']:,}" for row in crossings),
+        "crossings_by_count": listing(f"{row['predicted']:,}" for row in crossings),
+        "linear_bytes": bytes_text(linear["peak_bytes"][-1]),
+        "fused_bytes": bytes_text(fused["peak_bytes"][-1]),
+        "rows": q1_rows(q1, L),
+    }
+
+
+def reduced(D):
+    """M without repeated products, for three terms."""
+    return (D + 1) * (D + 2) // 2
+
+
+def q1_rows(q1, L):
+    """The table of measurements: method, D, slope, time, memory, wins from, by count."""
+    rows = []
+    for D in q1["config"]["dims"]:
+        for method in ("linear", "softmax, fused", "softmax, plain"):
+            row = curve(q1, method, D)
+            cells = [method, str(D), f"{row['slope']:.2f}" if row["slope"] else "–"]
+            if L in row["seq_lens"]:
+                cells.append(time_text(at_length(row, L, "seconds")))
+                cells.append(bytes_text(at_length(row, L, "peak_bytes")))
+            else:
+                cells += ["–", "–"]
+            for crossing in q1["crossover"]:
+                if (crossing["against"], crossing["D"]) == (method, D):
+                    measured = crossing["measured"]
+                    cells.append(f"{measured:,}" if measured else "not found")
+                    cells.append(f"{crossing['predicted']:,}")
+            rows.append(cells + [""] * (7 - len(cells)))
+    return rows
+
+
+# -------------------------------------------------------------------------------------- Question 2
+CLASSES = ("CNV", "DME", "drusen", "normal")
+
+
+def search(results, epochs=""):
+    """The search over learning rates; `epochs`: the end of its name, "" or "-epochs150"."""
+    return matching(results, rf"q2-search-lr[\d._]+-seed[\d_]+{epochs}")[0]
+
+
+def network(results, name, rate, epochs=""):
+    """The runs of one network at one rate, in the order of their seeds."""
+    return matching(results, rf"q2-{name}-lr{rate}-seed\d+{epochs}")
+
+
+def last(runs, key):
+    """The values of the last epoch."""
+    return [run["epochs"][-1][key] for run in runs]
+
+
+def test(runs, key="accuracy"):
+    return [run["test"][key] for run in runs]
+
+
+def class_shares(search, split):
+    counts = search["data"]["class_counts"][split]
+    return [count / sum(counts) for count in counts]
+
+
+def loss_of_shares(search):
+    """The loss of a network that looks at no image and gives each class its share."""
+    return -sum(share * math.log(share) for share in class_shares(search, "train"))
+
+
+def recall(runs, k):
+    """The share of the test images of class k that each run finds."""
+    return [run["test"]["confusion"][k][k] / sum(run["test"]["confusion"][k]) for run in runs]
+
+
+def reweighted(search, runs):
+    """The accuracy that the recalls on test give with the validation split's mix of classes, and
+    the standard error that so few images leave.
+    """
+    shares = class_shares(search, "val")
+    accuracy = sum(share * mean(recall(runs, k)) for k, share in enumerate(shares))
+    n_images = search["data"]["counts"]["val"]
+    return accuracy, math.sqrt(accuracy * (1 - accuracy) / n_images)
+
+
+def updates(search):
+    batches = math.ceil(search["data"]["counts"]["train"] / search["config"]["batch_size"])
+    return search["config"]["epochs"] * batches
+
+
+def collapsed(runs, search):
+    """The runs that had learned and ended at the loss of naming a class without looking."""
+    floor = loss_of_shares(search)
+    found = []
+    for run in runs:
+        losses = [row["train_loss"] for row in run["epochs"]]
+        if losses[-1] > 0.9 * floor and min(losses) < floor / 2:
+            found.append(run)
+    return found
+
+
+def lost_by_shift(runs, n=3):
+    """The share of its lead over guessing that each run loses on images moved by n pixels."""
+    rows = [run["test"]["accuracy_shifted"] for run in runs]
+    return [(row[0] - row[n]) / (row[0] - 1 / len(CLASSES)) for row in rows]
+
+
+def q2_networks(results):
+    """The runs that Q2.2 and Q2.3 compare, at the rates that were chosen with max-pooling."""
+    short, long = search(results), search(results, "-epochs150")
+    rate, long_rate = (s["best"]["learning_rate"] for s in (short, long))
+    return {
+        "pool": network(results, "maxpool", rate),
+        "strided": network(results, "strided", rate),
+        "pool150": network(results, "maxpool", long_rate, "-epochs150"),
+        "strided150": network(results, "strided", long_rate, "-epochs150"),
+        "average150": network(results, "avgpool", long_rate, "-epochs150"),
+    }
+
+
+def q2_numbers(results):
+    short, long = search(results), search(results, "-epochs150")
+    runs = q2_networks(results)
+    numbers = {
+        "source": short["data"]["source"],
+        "n_seeds": len(runs["pool"]),
+        "n_train": f"{short['data']['counts']['train']:,}",
+        "n_val": short["data"]["counts"]["val"],
+        "n_test": short["data"]["counts"]["test"],
+        "n_images": f"{sum(short['data']['counts'].values()):,}",
+        "n_drusen_val": short["data"]["class_counts"]["val"][2],
+        "batch_size": short["config"]["batch_size"],
+        "parameters": f"{short['parameters']:,}",
+        "products_pool": f"{runs['pool'][0]['multiply_accumulates']:,}",
+        "products_strided": f"{runs['strided'][0]['multiply_accumulates']:,}",
+        "loss_of_shares": f"{loss_of_shares(short):.3f}",
+        "largest_share_val": f"{max(class_shares(short, 'val')):.3f}",
+        "percent_normal_val": percent(max(class_shares(short, "val"))),
+        "largest_share_test": f"{max(class_shares(short, 'test')):.3f}",
+        "rows": q2_rows(results, ""),
+        "rows150": q2_rows(results, "-epochs150"),
+        "network_rows": network_rows(runs),
+        "share_selecting": percent(results["q2-control"]["share_left"]),
+        "share_interval": " to ".join(map(percent, results["q2-control"]["interval"])),
+    }
+    for name, found in (("short", short), ("long", long)):
+        numbers[f"rate_{name}"] = f"{found['best']['learning_rate']:g}"
+        numbers[f"updates_{name}"] = f"{updates(found):,}"
+        numbers[f"updates_an_epoch_{name}"] = f"{updates(found) / found['config']['epochs']:.0f}"
+    for name, rate in (("high", "0.1"), ("middle", "0.01"), ("low", "0.001")):
+        numbers[name] = scores_of(network(results, "maxpool", rate))
+        numbers[f"{name}150"] = scores_of(network(results, "maxpool", rate, "-epochs150"))
+
+    high = network(results, "maxpool", "0.1", "-epochs150")
+    fallen = collapsed(high, long)
+    others = [run for run in high if run not in fallen]
+    numbers["n_fallen"] = len(fallen)
+    numbers["lowest_of_fallen"] = listing(
+        f"{min(row['train_loss'] for row in run['epochs']):.2f}" for run in fallen
+    )
+    numbers["others"] = scores_of(others)
+
+    for name, found in runs.items():
+        numbers[name] = scores_of(found)
+        numbers[f"lost_{name}"] = spread([100 * share for share in lost_by_shift(found)], 0) + " %"
+    numbers["lead_size"] = f"{welch(test(runs['pool']), test(runs['strided']))[0]:.3f}"
+    numbers["lead"] = difference(test(runs["pool"]), test(runs["strided"]))
+    numbers["lead_val"] = difference(
+        last(runs["pool"], "val_accuracy"), last(runs["strided"], "val_accuracy")
+    )
+    numbers["lead150"] = difference(test(runs["pool150"]), test(runs["strided150"]))
+    numbers["selecting"] = difference(test(runs["pool150"]), test(runs["average150"]))
+    numbers["looking"] = difference(test(runs["average150"]), test(runs["strided150"]))
+    expected, error = reweighted(long, runs["pool150"])
+    return {**numbers, "reweighted": f"{expected:.3f}", "error_of_val": f"{error:.3f}"}
+
+
+def scores_of(runs):
+    """What the text says of a network's runs."""
+    return {
+        "loss": f"{mean(last(runs, 'train_loss')):.3f}",
+        "val": spread(last(runs, "val_accuracy")),
+        "val_mean": f"{mean(last(runs, 'val_accuracy')):.3f}",
+        "test": spread(test(runs)),
+        "test_mean": f"{mean(test(runs)):.3f}",
+        "auc": spread(test(runs, "auc")),
+        "drusen_as_normal": f"{mean(run['test']['confusion'][2][3] for run in runs):.0f}",
+    }
+
+
+def q2_rows(results, epochs):
+    """The search over the rates, the chosen one in bold; last the network that does not look."""
+    found = search(results, epochs)
+    rows = []
+    for rate in found["config"]["learning_rate"]:
+        runs = network(results, "maxpool", f"{rate:g}", epochs)
+        cells = [f"{rate:g}", spread(last(runs, "train_loss"))]
+        cells += [spread(last(runs, "val_accuracy")), spread(test(runs)), spread(test(runs, "auc"))]
+        if rate == found["best"]["learning_rate"]:
+            cells = [f"*{cell}*" for cell in cells]
+        rows.append(cells)
+    naming = [f"{max(class_shares(found, split)):.3f}" for split in ("val", "test")]
+    rows.append(["_image not seen_", f"{loss_of_shares(found):.3f}", *naming, "0.500"])
+    return rows
+
+
+NETWORKS = {
+    "pool150": "max-pool",
+    "average150": "average",
+    "strided150": "strided",
+}
+
+
+def network_rows(runs):
+    """Q2.3: what is measured, for each of the three networks."""
+    found = [runs[name] for name in NETWORKS]
+    rows = [
+        ["products per image", *(f"{group[0]['multiply_accumulates']:,}" for group in found)],
+        ["training loss", *(spread(last(group, "train_loss")) for group in found)],
+        ["validation accuracy", *(spread(last(group, "val_accuracy")) for group in found)],
+        ["test accuracy", *(spread(test(group)) for group in found)],
+    ]
+    for k, name in enumerate(CLASSES):
+        rows.append([f"found of {name}", *(spread(recall(group, k), 2) for group in found)])
+    moved = [[row[3] for row in test(group, "accuracy_shifted")] for group in found]
+    return [*rows, ["test, moved by 3 pixels", *(spread(values) for values in moved)]]
+
+
+# -------------------------------------------------------------------------------------- Question 3
+DECODERS = {"lstm": "LSTM", "transformer": "transformer"}
+SCORES = {
+    "damerau_levenshtein": "DL",
+    "jaccard": "Jaccard",
+    "cosine": "cosine",
+    "wer": "WER",
+    "cer": "CER",
+}
+SEEDS = (42, 43, 44)
+
+
+def full_runs(results, decoder):
+    """The trainings on all of the corpus, one for each seed."""
+    return [results[f"q3-{decoder}-full-seed{seed}"] for seed in SEEDS]
+
+
+def similarity(run):
+    return run["test"]["damerau_levenshtein"]
+
+
+def clip_pairs(results):
+    """For each seed (n, 2): the similarity of the LSTM and of the transformer on every clip."""
+    both = [full_runs(results, decoder) for decoder in DECODERS]
+    columns = [[run["clips"]["damerau_levenshtein"] for run in runs] for runs in both]
+    return [np.column_stack(pair) for pair in zip(*columns)]
+
+
+def mean_lead(pairs):
+    """The transformer's mean lead over the clips of one seed, and its 95 % interval."""
+    lead = pairs[:, 1] - pairs[:, 0]
+    error = lead.std(ddof=1) / math.sqrt(len(lead))
+    return lead.mean(), lead.mean() - 1.96 * error, lead.mean() + 1.96 * error
+
+
+def counts_of(pairs):
+    """How the clips of one seed fall out."""
+    lstm, transformer = pairs.T
+    lead = transformer - lstm
+    far = abs(lead) > 0.1
+    return {
+        "lstm_better": int((lead < 0).sum()),
+        "transformer_better": int((lead > 0).sum()),
+        "tied": int((lead == 0).sum()),
+        "median": float(np.median(lead)),
+        "lstm_exact": int(is_exact(lstm).sum()),
+        "transformer_exact": int(is_exact(transformer).sum()),
+        "lstm_derailed": int(is_derailed(lstm).sum()),
+        "transformer_derailed": int(is_derailed(transformer).sum()),
+        "far": int(far.sum()),
+        "lead_of_far": float(lead[far].sum() / len(lead)),
+        "lead_of_near": float(lead[~far].sum() / len(lead)),
+    }
+
+
+def n_running_on(run):
+    """The clips whose text is longer than the true one by more than a quarter."""
+    clips = run["clips"]
+    return sum(written > 1.25 * n for n, written in zip(clips["letters"], clips["written"]))
+
+
+def ends_in_a_loop(text, n=36):
+    """Whether the last `n` letters repeat something of a third of that length or less."""
+    tail = text[-n:]
+    periods = range(1, n // 3 + 1)
+    return len(tail) == n and any(tail[period:] == tail[:-period] for period in periods)
+
+
+def looping_texts(results, decoder):
+    """(number that ends in a loop, number in all) of the derailed texts of all seeds."""
+    texts = results["q3-derailed"]["texts"]
+    rows = [row for seed in SEEDS for row in texts[f"q3-{decoder}-full-seed{seed}"]]
+    return sum(ends_in_a_loop(row["hypothesis"]) for row in rows), len(rows)
+
+
+def discordant(pairs, is_so):
+    """McNemar's test of a yes-or-no question about clips: how many say yes for the LSTM alone, how
+    many for the transformer alone, and the p-value that this is chance.
+    """
+    lstm, transformer = is_so(pairs).T
+    alone = int((lstm & ~transformer).sum()), int((transformer & ~lstm).sum())
+    return *alone, float(stats.binomtest(alone[0], sum(alone)).pvalue)
+
+
+def is_exact(similarities):
+    return similarities == 1
+
+
+def is_derailed(similarities):
+    return similarities < 0.7
+
+
+def by_length(run, n_parts):
+    """Mean similarity in `n_parts` equally many clips each, from the shortest to the longest."""
+    seconds = np.array(run["clips"]["seconds"])
+    values = np.array(run["clips"]["damerau_levenshtein"])
+    order = seconds.argsort(kind="stable")
+    return [float(values[part].mean()) for part in np.array_split(order, n_parts)]
+
+
+def passes_half(run):
+    """The epoch in which a run first passes one half in similarity on validation, or None."""
+    for row in run["epochs"]:
+        if row["damerau_levenshtein"] > 0.5:
+            return row["epoch"]
+    return None
+
+
+TRIALS = {  # short trainings on the sample: decoder, what is given: the end of their names
+    ("LSTM", "CTC"): "lstm-trial-ctc",
+    ("LSTM", "nothing"): "lstm-trial-noctc",
+    ("transformer", "CTC, clock"): "transformer-trial-ctc",
+    ("transformer", "clock"): "transformer-trial-noctc",
+    ("transformer", "CTC"): "transformer-trial-ctc-random",
+    ("transformer", "nothing"): "transformer-trial-noctc-random",
+}
+
+
+def trials(results, name):
+    return matching(results, rf"q3-{name}-seed\d+")
+
+
+def trial_rows(results):
+    rows = []
+    for (decoder, given), name in TRIALS.items():
+        found = trials(results, name)
+        epochs = [passes_half(run) for run in found]
+        aligned = [epoch for epoch in epochs if epoch]
+        rows.append(
+            [
+                decoder,
+                given,
+                f"{len(aligned)} of {len(found)}",
+                extent(aligned) if aligned else "–",
+                spread([similarity(run) for run in found]),
+            ]
+        )
+    return rows
+
+
+REAL = {  # what a decoder was trained on before it met the real clips of the test part
+    "asis-plain": "synthetic voice",
+    "asis": "synthetic voice, varied",
+    "realonly": "real clips only",
+    "finetuned": "synthetic voice, varied; then real clips",
+}
+
+
+def real_runs(results, decoder, kind):
+    return matching(results, rf"q3-{decoder}-{kind}(-seed\d+)?")
+
+
+def real_rows(results):
+    rows = []
+    for kind, title in REAL.items():
+        cells = [title]
+        for decoder in DECODERS:
+            found = real_runs(results, decoder, kind)
+            cells += [spread([similarity(run) for run in found])]
+            cells += [f"{mean(run['test']['wer'] for run in found):.3f}"]
+        rows.append(cells)
+    return rows
+
+
+def score_rows(results):
+    """Loss and every score of both decoders on the test clips."""
+    rows = []
+    for decoder, title in DECODERS.items():
+        runs = full_runs(results, decoder)
+        rows.append([title, *(spread(test(runs, key)) for key in ("loss", *SCORES))])
+    return rows
+
+
+def clip_rows(results):
+    """Counts over the test clips, a row for each, a column for each seed and decoder."""
+    counts = [counts_of(pairs) for pairs in clip_pairs(results)]
+    running = {name: [n_running_on(run) for run in full_runs(results, name)] for name in DECODERS}
+    rows = []
+    titles = {
+        "better": "written better than by the other",
+        "exact": "written without an error",
+        "derailed": "below a similarity of 0.7",
+    }
+    for key, title in titles.items():
+        cells = [f"{count[f'{name}_{key}']:,}" for count in counts for name in DECODERS]
+        rows.append([title, *cells])
+    pairs = zip(running["lstm"], running["transformer"])
+    rows.append(["more than a quarter too long", *(str(n) for pair in pairs for n in pair)])
+    return rows
+
+
+EXAMPLES = {  # ways to write "his visas": what happened
+    "his vises": "one letter replaced",
+    "his visa s": "one letter more, a space",
+    "visas his": "the words exchanged",
+    "his": "cut",
+    "his visas visas visas": "running on",
+}
+
+
+def example_rows():
+    """Q3.4: the scores of some texts."""
+    a = "his visas"
+    rows = []
+    for b, title in EXAMPLES.items():
+        A, B = Counter(a), Counter(b)
+        both, either = (A & B).total(), (A | B).total()
+        values = [
+            DamerauLevenshtein.normalized_similarity(a, b),
+            both / either,
+            both / math.sqrt(len(a) * len(b)),
+            jiwer.wer(a, b),
+            jiwer.cer(a, b),
+        ]
+        rows.append([f"_{b}_", title, *(f"{value:.2f}" for value in values)])
+    return rows
+
+
+def text_rows(results, longest=100):
+    """Q3.3: what was said and written in some clips, cut after so many letters."""
+    rows = []
+    for example in results["q3-derailed"]["examples"]:
+        for key, title in {"said": "_said_", **DECODERS}.items():
+            text = example[key]
+            rows.append([title, f"`{text[:longest]}`" + (" …" if len(text) > longest else "")])
+    return rows
+
+
+def q3_decoder(results, decoder):
+    """What the text says of one decoder."""
+    runs = full_runs(results, decoder)
+    handed_out = results[f"q3-{decoder}-full-handed-out"]
+    counts = [counts_of(pairs) for pairs in clip_pairs(results)]
+    numbers = {key: spread(test(runs, key)) for key in ("loss", *SCORES)}
+    numbers |= {f"val_{key}": spread(last(runs, key)) for key in SCORES}
+    numbers |= {
+        "first_val_loss": spread([run["epochs"][0]["val_loss"] for run in runs]),
+        "val_loss": spread(last(runs, "val_loss")),
+        "train_loss": spread(last(runs, "train_loss")),
+        "parameters": f"{runs[0]['parameters']:,}",
+        "shortest": f"{mean(by_length(run, 3)[0] for run in runs):.3f}",
+        "longest": f"{mean(by_length(run, 3)[2] for run in runs):.3f}",
+        "handed_out": f"{similarity(handed_out):.3f}",
+        "handed_out_loss": f"{handed_out['test']['loss']:.3f}",
+        "handed_out_aligned": passes_half(handed_out),
+        "aligned": listing(sorted({passes_half(run) for run in runs})),
+        "exact": extent(count[f"{decoder}_exact"] for count in counts),
+        "derailed": extent(count[f"{decoder}_derailed"] for count in counts),
+        "running_on": extent(n_running_on(run) for run in runs),
+        "loops": looping_texts(results, decoder),
+        "finetuned": spread([similarity(run) for run in real_runs(results, decoder, "finetuned")]),
+        "asis": f"{similarity(results[f'q3-{decoder}-asis-plain']):.3f}",
+        "varied": f"{similarity(results[f'q3-{decoder}-asis']):.3f}",
+        "realonly": f"{similarity(results[f'q3-{decoder}-realonly']):.3f}",
+    }
+    return numbers
+
+
+def q3_numbers(results):
+    lstm, transformer = (full_runs(results, decoder) for decoder in DECODERS)
+    config = lstm[0]["config"]
+    pairs = clip_pairs(results)
+    counts = [counts_of(p) for p in pairs]
+    model = results["q3-model"]
+    unrelated = lstm[0]["unrelated"]
+    real_run = real_runs(results, "lstm", "finetuned")[0]
+    real = real_run["data"]["counts"]
+    return {
+        "source": lstm[0]["data"]["source"],
+        "n_train": f"{lstm[0]['data']['counts']['train']:,}",
+        "n_val": f"{lstm[0]['data']['counts']['val']:,}",
+        "n_test": f"{lstm[0]['data']['counts']['test']:,}",
+        "n_seeds": len(lstm),
+        "config": config,
+        "warmup": percent(config["warmup"]),
+        "lstm": q3_decoder(results, "lstm"),
+        "transformer": q3_decoder(results, "transformer"),
+        "score_rows": score_rows(results),
+        "clip_rows": clip_rows(results),
+        "leads": listing(f"{signed(m, 4)} ({interval(*i, 4)})" for m, *i in map(mean_lead, pairs)),
+        "lead_of_seeds": difference(
+            [similarity(run) for run in transformer], [similarity(run) for run in lstm], digits=4
+        ),
+        "far": extent(count["far"] for count in counts),
+        "leads_of_far": listing(signed(count["lead_of_far"], 4) for count in counts),
+        "leads_of_near": listing(signed(count["lead_of_near"], 4) for count in counts),
+        "smallest_lead": f"{min(mean_lead(p)[0] for p in pairs):.3f}",
+        "largest_lead": f"{max(mean_lead(p)[0] for p in pairs):.3f}",
+        "clock_only": f"{similarity(results['q3-transformer-full-noctc']):.3f}",
+        "loss_difference": difference(test(transformer, "loss"), test(lstm, "loss")),
+        "wer_difference": difference(test(transformer, "wer"), test(lstm, "wer")),
+        "words_to_letters": f"{mean(test(lstm, 'wer')) / mean(test(lstm, 'cer')):.1f}",
+        "trial_rows": trial_rows(results),
+        "n_trials": len(trials(results, "lstm-trial-ctc")),
+        "unrelated": {key: f"{value:.3f}" for key, value in unrelated.items()},
+        "example_rows": example_rows(),
+        "text_rows": text_rows(results),
+        "unrelated_real": f"{real_run['unrelated']['damerau_levenshtein']:.3f}",
+        "n_real": f"{sum(real.values()):,}",
+        "n_real_train": real["train"],
+        "n_real_test": real["test"],
+        "real_rows": real_rows(results),
+        "greedy": f"{model['test']['greedy']['damerau_levenshtein']:.3f}",
+        "greedy_wer": f"{model['test']['greedy']['wer']:.3f}",
+        "greedy_interval": interval(*model["test"]["greedy"]["interval"]),
+        "beam": f"{model['test']['beam']['damerau_levenshtein']:.3f}",
+        "beam_wer": f"{model['test']['beam']['wer']:.3f}",
+        "beam_interval": interval(*model["test"]["beam"]["interval"]),
+    }
+
+
+# --------------------------------------------------------------------------------- all of the above
+def readme_rows(results):
+    """README's table: question, result, data."""
+    q1, q2, q3 = q1_numbers(results), q2_numbers(results), q3_numbers(results)
+    rows = [
+        [
+            "Q1",
+            f"linear attention {q1['faster']} times as fast as fused softmax attention "
+            f"(D = {q1['D']}, L = {q1['L']})",
+            "random numbers",
+        ]
+    ]
+    for name, title in (("pool", "max-pooling"), ("strided", "strides")):
+        result = f"{title}, rate {q2['rate_short']}: accuracy {q2[name]['val']} validation, "
+        rows.append(["Q2", result + f"{q2[name]['test']} test", q2["source"]])
+    for decoder, title in DECODERS.items():
+        result = f"{title}: similarity {q3[decoder]['damerau_levenshtein']}, "
+        rows.append(["Q3", result + f"WER {q3[decoder]['wer']}", q3["source"]])
+    result = f"the model of `transcribe.py`: similarity {q3['beam']}, WER {q3['beam_wer']}"
+    rows.append(["Q3", result, results["q3-model"]["data"]["source"]])
+    return rows
+
+
+def numbers(results):
+    """What report.typ is given; KeyError for a result that is not there."""
+    return {"q1": q1_numbers(results), "q2": q2_numbers(results), "q3": q3_numbers(results)}
+
+
+def sheet(results):
+    """What results.typ is given: a table of every run that `results` hold, by question."""
+    q1 = results.get("q1")
+    header = ("method", "$D$", "slope", "time", "extra memory", "linear wins from", "by count")
+    tables = [(header, q1_rows(q1, common_length(q1)))] if q1 else []
+    parts = {"q1": {"tables": tables, "figures": "q1-", "width": 3.4}}
+
+    keys = {"train_loss": "training loss", "val_accuracy": "validation accuracy"}
+    header = ("run", "status", *keys.values(), "test accuracy", "test AUC")
+    rows = run_rows(results, "q2-(?!search|control)", keys, ("accuracy", "auc"))
+    parts["q2"] = {"tables": [(header, rows)], "figures": "CNN-", "width": 6.5}
+
+    keys = {"train_loss": "training loss", "val_loss": "validation loss"}
+    header = ("run", "status", *keys.values(), "test loss", *SCORES.values())
+    rows = run_rows(results, "q3-(lstm|transformer)", keys, ("loss", *SCORES))
+    parts["q3"] = {"tables": [(header, rows)], "figures": "q3-", "width": 6.5}
+
+    expected = {
+        "q1": ("q1",),
+        "q2": ("q2-maxpool", "q2-strided"),
+        "q3": ("q3-lstm", "q3-transformer"),
+    }
+    for question, prefixes in expected.items():
+        is_there = {prefix: any(run.startswith(prefix) for run in results) for prefix in prefixes}
+        parts[question]["missing"] = [prefix for prefix in prefixes if not is_there[prefix]]
+    return parts
+
+
+def run_rows(results, pattern, epoch_keys, test_keys):
+    """A row a run: its status, the last epoch's values, the test split's."""
+    rows = []
+    for name in sorted(results):
+        run = results[name]
+        if re.match(pattern, name) and "epochs" in run:
+            final = run["epochs"][-1] if run["epochs"] else {}
+            values = [final.get(key) for key in epoch_keys]
+            values += [run["test"].get(key) for key in test_keys]
+            cells = ["–" if value is None else f"{value:.3f}" for value in values]
+            rows.append([f"`{name}`", run["status"], *cells])
+    return rows

@@ -1,0 +1,95 @@
+"""A page to speak into, which `make demo` opens in the browser.
+
+It is served to this machine alone, fetches nothing from elsewhere and keeps nothing. The text comes
+from the model and the search of transcribe.py; under it stands where the decoder listened while it
+wrote each letter: its cross-attention weights, a row for each letter.
+"""
+
+import os
+import tempfile
+
+import runs
+import transcribe
+import utils
+
+import torch
+
+Q3 = runs.load_definitions(transcribe.NOTEBOOK, device="cpu")
+
+
+def picture(model, samples, stretches, texts):
+    """A map for each stretch of speech, from the top: a row for each letter."""
+    plt = utils.pyplot()
+    heights = [len(text) + 8 for text in texts]
+    figure, axes = plt.subplots(
+        len(texts),
+        figsize=(8, 0.1 * sum(heights)),
+        layout="constrained",
+        squeeze=False,
+        height_ratios=heights,
+    )
+    for axis, (a, b), text in zip(axes[:, 0], stretches, texts):
+        tokens = torch.tensor(utils.encode(text))
+        weights = Q3.attention_map(model, utils.log_mel(samples[a:b]), tokens)  # (T, S)
+        ends = (a / utils.SAMPLE_RATE, b / utils.SAMPLE_RATE)
+        extent = (*ends, len(weights) - 0.5, -0.5)
+        axis.imshow(weights.sqrt(), extent=extent, aspect="auto", cmap="magma", vmin=0, vmax=1)
+        axis.set_yticks(range(len(weights)), [*text.replace(" ", "␣"), "end"], fontsize=6)
+        axis.set(xlabel="Time in the recording (s)", ylabel="Letter being written")
+    axes[0, 0].set_title("Where the decoder listened for each letter")
+    plt.close(figure)
+    return figure
+
+
+def write_down(model, path):
+    """The text of a recording, and where the decoder listened for each letter."""
+    samples = utils.read_audio(path)
+    stretches = transcribe.stretches_of_speech(samples)
+    texts = [transcribe.write_down(model, samples[a:b]) for a, b in stretches]
+    if not texts:
+        return "(nobody speaks in it)", None
+    return " ".join(texts), picture(model, samples, stretches, texts)
+
+
+def main(args):
+    model = Q3.load_model(args.model)
+    with tempfile.TemporaryDirectory() as folder:  # what is recorded goes when the page closes
+        os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")
+        import gradio
+
+        def answer(path):
+            try:
+                return write_down(model, path) if path else ("", None)
+            except runs.UserError as error:
+                raise gradio.Error(str(error)) from error
+
+        with gradio.Blocks(title="Speech to text, letter by letter") as page:
+            sound = gradio.Audio(
+                sources=["microphone", "upload"],
+                type="filepath",
+                label="Speak, or drop a sound file",
+                buttons=[],
+            )
+            text = gradio.Textbox(label="Text", buttons=[])
+            plot = gradio.Plot(show_label=False)
+            sound.change(answer, sound, [text, plot])
+        fonts = {"font": ["sans-serif"], "font_mono": ["monospace"]}  # others would be fetched
+        page.launch(
+            server_name="127.0.0.1",
+            share=False,
+            run_history=False,
+            inbrowser=not args.no_browser,
+            theme=gradio.themes.Default(**fonts),
+            footer_links=[],
+        )
+
+
+def make_parser():
+    parser = runs.ArgumentParser(__doc__)
+    parser.flag("model", default=transcribe.MODEL, help="a checkpoint of the notebook")
+    parser.flag("no_browser", action="store_true", help="only say where the page is")
+    return parser
+
+
+if __name__ == "__main__":
+    runs.run_script(main, make_parser(), after_interrupt="the page is closed")

@@ -1,5 +1,6 @@
 """What the tests share: scripts as modules, tiny datasets, running things as a person would."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -11,7 +12,6 @@ SHARED = ROOT.parent / "shared" / "data"  # real data, where this checkout has i
 sys.path.insert(0, str(ROOT))
 
 import utils  # noqa: E402
-from tools.definitions import load_script  # noqa: E402, F401  (for the tests)
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -20,7 +20,15 @@ import soundfile  # noqa: E402
 POSIX = pytest.mark.skipif(os.name != "posix", reason="Windows has other signals and streams")
 
 
-def run_python(*words, cwd=ROOT, timeout=120, **options):
+def load_script(name):
+    """A script in the root as a module, also where its name is no module name: hw2-q2."""
+    spec = importlib.util.spec_from_file_location(name.replace("-", "_"), ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_python(*words, cwd=ROOT, **options):
     """Run this Python with these words; returns the completed process, its output as text.
 
     Ctrl-C reaches it even where these tests run in the background, with SIGINT ignored.
@@ -30,7 +38,6 @@ def run_python(*words, cwd=ROOT, timeout=120, **options):
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=timeout,
         preexec_fn=restore_interrupts if os.name == "posix" else None,
         **options,
     )

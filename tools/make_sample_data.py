@@ -12,21 +12,19 @@ from pathlib import Path
 
 import runs
 from tools.sample_images import make_octmnist
-from tools.sample_speech import make_ljspeech
+from tools.sample_speech import N_CLIPS, make_ljspeech
 
 
 def make_parser():
     """What to write, and where."""
-    n_clips = "spoken clips: 2,000 sentences, or all rows of -metadata"
-    metadata = "speak the normalised transcripts of this file (id|transcript|normalised) instead"
     parser = runs.ArgumentParser(__doc__)
-    parser.flag("out", type=Path, default="sample", help="folder to write to")
+    parser.flag("out", type=Path, default=Path("sample"), help="folder to write to")
     parser.flag("seed", type=runs.SEED, default=42, help="same seed, same data")
+    n_clips = f"spoken clips: {N_CLIPS:,} sentences, or all rows of -metadata"
     parser.flag("n_clips", type=runs.number(int, 1), help=n_clips)
+    metadata = "speak the normalised transcripts of this file (id|transcript|normalised) instead"
     parser.flag("metadata", help=metadata)
     parser.flag("only", choices=("octmnist", "ljspeech"), help="write only this one")
-    n_cpus = runs.usable_cpus()
-    parser.flag("workers", type=runs.number(int, 1), default=n_cpus, help="processes that speak")
     return parser
 
 
@@ -35,9 +33,9 @@ def main(args):
     if args.only != "ljspeech":
         print(make_octmnist(args.out, args.seed))
     if args.only != "octmnist":
-        print(make_ljspeech(args.out, args.seed, args.n_clips, args.metadata, args.workers))
+        print(make_ljspeech(args.out, args.seed, args.n_clips, args.metadata))
 
 
 if __name__ == "__main__":
     again = "give the command again, and it goes on with what is there"
-    runs.run_script(main, make_parser(), again)
+    runs.run_script(main, make_parser(), after_interrupt=again)

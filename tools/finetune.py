@@ -1,0 +1,197 @@
+"""Train the model that comes with the clone: first on spoken transcripts, then on real clips.
+
+    python -m tools.finetune -spoken build/spoken -data ../shared/data -out build/model
+
+-spoken: a folder of `make_sample_data -metadata`, all of LJ Speech's transcripts in a neural voice.
+-data: a folder with a few hundred real clips. Both trainings are the notebook's, of its transformer
+decoder, but that every clip is varied anew each time: another pace, another throat, the echo of a
+room, noise. For the one voice of LJ Speech that would only make clips harder; a voice or a room
+that was not heard in training is what it is for.
+
+Saves OUT/checkpoints/q3-transformer-varied.pt and, of the fine-tuning, the weights of the epoch
+that was best on validation: OUT/checkpoints/q3-transformer-finetuned.pt. Results files beside them.
+"""
+
+import copy
+import math
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import runs
+from runs import UserError
+
+import torch
+import torch.nn.functional as F
+
+NOTEBOOK = runs.ROOT / "hw2-q3.ipynb"
+
+SPEED = 0.1  # clips are faster or slower by up to this share,
+WARP = 0.1  # their bands stretched by up to this share,
+REVERB = 0.5  # this share of them is heard in a room with an echo,
+NOISE = 0.5  # and under this share lies noise
+
+
+# --------------------------------------------------------------------------- one clip, varied
+UNIT = 4 * math.log(10)  # one unit of the features is four decades of power; in nats
+
+
+def uniform(low, high):
+    return torch.empty(()).uniform_(low, high).item()
+
+
+def change_speed(clip, factor):
+    """The clip, `factor` times as fast: (T, 80) -> (T / factor, 80)."""
+    n_frames = max(1, round(len(clip) / factor))
+    bands = clip.T[None]  # (1, 80, T)
+    return F.interpolate(bands, n_frames, mode="linear")[0].T
+
+
+def warp_bands(clip, factor, shift):
+    """What was in band factor * b + shift moves to band b, as by a shorter or longer throat."""
+    n_mels = clip.shape[1]
+    place = (factor * torch.arange(n_mels) + shift).clamp(0, n_mels - 1)
+    below, above = place.floor().long(), place.ceil().long()
+    share = place - below
+    return clip[:, below] * (1 - share) + clip[:, above] * share
+
+
+def add_echo(clip, strength, decay, n_frames=40):
+    """Each frame with the power of those before it, fading: (T, 80) -> (T, 80).
+
+    Frame t hears strength * exp(-k / decay) of frame t - k, up to `n_frames` back.
+    """
+    fading = strength * torch.exp(-torch.arange(n_frames, 0, -1) / decay)
+    kernel = torch.cat([fading, torch.ones(1)])  # the last one is for the frame itself
+    power = (UNIT * clip).exp().T[:, None]  # (80, 1, T)
+    power = F.conv1d(F.pad(power, (n_frames, 0)), kernel[None, None])
+    return power[:, 0].T.log() / UNIT
+
+
+def add_noise(clip, level, tilt):
+    """Noise under the clip (T, 80), of `level` - `tilt` in its lowest, + `tilt` in its top band.
+
+    Both are in the units of the features. In one frame and band, the power of noise has an
+    exponential distribution.
+    """
+    floor = level + tilt * torch.linspace(-1, 1, clip.shape[1])  # (80,)
+    noise = UNIT * floor + torch.empty_like(clip).exponential_().log()  # (T, 80)
+    return torch.logaddexp(UNIT * clip, noise) / UNIT
+
+
+def vary(clip):
+    """A clip as another voice might have said it elsewhere: (T, 80) -> (T', 80)."""
+    clip = change_speed(clip, 1 + uniform(-SPEED, SPEED))
+    clip = warp_bands(clip, 1 + uniform(-WARP, WARP), uniform(-2, 2))
+    if uniform(0, 1) < REVERB:
+        decay = uniform(3, 18)  # frames
+        clip = add_echo(clip, uniform(0, 1.5) / decay, decay)
+    if uniform(0, 1) < NOISE:
+        clip = add_noise(clip, clip.max() - uniform(0.5, 1.5), uniform(-0.5, 0.5))
+    return clip
+
+
+class VariedClips(list):
+    """A list of clips, of which each is another one whenever it is taken out."""
+
+    def __getitem__(self, i):
+        return vary(super().__getitem__(i).float())
+
+
+def varied(corpus):
+    """The corpus with training clips that vary; validation and test stay as they are."""
+    features = {**corpus.features, "train": VariedClips(corpus.features["train"])}
+    return replace(corpus, features=features)
+
+
+# ------------------------------------------------------------------------------- two trainings
+def record_variation(result):
+    """Say in a results file how much clips were varied."""
+    result["varied"] = {"speed": SPEED, "warp": WARP, "reverb": REVERB, "noise": NOISE}
+
+
+def train_on_speech(q3, corpus):
+    """The first training: the notebook's, on varied clips; returns the checkpoint's path."""
+    model, result = q3.train("transformer", varied(corpus), q3.settings)
+    record_variation(result)
+    q3.test(model, result, corpus, q3.settings)
+    return Path(q3.settings.out) / "checkpoints" / f"{result['run']}.pt"
+
+
+def start_from(checkpoint, q3, corpus):
+    """A run on this corpus that starts with the model of a checkpoint."""
+    run = q3.new_run("transformer", corpus, q3.settings)
+    run.model = q3.load_model(checkpoint, q3.DEVICE)
+    saved = runs.load_checkpoint(checkpoint)
+    run.sizes = q3.ModelSizes(**saved["sizes"])
+    longest = q3.sizes_for(corpus, "transformer", q3.settings).n_positions
+    if longest > run.sizes.n_positions:
+        problem = f"has positions for {run.sizes.n_positions} letters, the clips need {longest}"
+        raise UserError(f"{checkpoint} {problem}; speak longer transcripts first.")
+    n_steps = q3.settings.epochs * math.ceil(len(corpus.rows["train"]) / q3.settings.batch_size)
+    run.optimizer, run.schedule = q3.new_optimizer(run.model, q3.settings, n_steps)
+    what = ("command", "config", "data", "environment", "seconds")
+    run.result["started_from"] = {key: saved["result"][key] for key in what}
+    return run
+
+
+def finetune(run, q3, corpus):
+    """Train on; keep the weights of the epoch that was best on validation, and test them."""
+    name = run.result["run"]
+    clips = varied(corpus)
+    best = -1.0
+    for epoch in range(1, q3.settings.epochs + 1):
+        started = time.perf_counter()
+        loss = q3.train_epoch(run.model, run.optimizer, run.schedule, clips, q3.settings, epoch)
+        metrics, _, _ = q3.evaluate(run.model, corpus, "val", q3.settings)
+        seconds = time.perf_counter() - started
+        val_loss = metrics.pop("loss")
+        row = {"epoch": epoch, "train_loss": loss, "val_loss": val_loss, **metrics}
+        run.result["epochs"].append({**row, "seconds": seconds})
+        run.result["seconds"] += seconds
+        q3.print_epoch(name, run.result["epochs"][-1])
+        if metrics["damerau_levenshtein"] > best:
+            best = metrics["damerau_levenshtein"]
+            kept = copy.deepcopy(run.model.state_dict())
+            run.result["kept_epoch"] = epoch
+    run.model.load_state_dict(kept)
+    run.result["parameters"] = q3.n_trained(run.model)
+    record_variation(run.result)
+    q3.test(run.model, run.result, corpus, q3.settings)
+    run.save(q3.settings.out)
+
+
+# ------------------------------------------------------------------------------- command line
+def make_parser():
+    whole = runs.number(int, 1)
+    parser = runs.ArgumentParser(__doc__)
+    parser.flag("spoken", required=True, help="folder with transcripts in a neural voice")
+    parser.flag("data", required=True, help="folder with real clips")
+    parser.flag("out", default="build/model", help="folder for checkpoints/ and results/")
+    parser.flag("epochs", type=whole, default=15, help="of the first training")
+    parser.flag("tuning_epochs", type=whole, default=20, help="of the fine-tuning")
+    parser.flag("seed", type=runs.SEED, default=42, help="of both")
+    parser.flag("resume", action="store_true", help="go on with a first training that was stopped")
+    return parser
+
+
+def main(args):
+    """Train on spoken transcripts, then on real clips."""
+    os.environ["COMMAND"] = runs.command_line()
+    common = {"out": args.out, "seed": args.seed}
+    speech = {"data": args.spoken, "epochs": args.epochs, "tag": "-varied"}
+    q3 = runs.load_definitions(NOTEBOOK, **common, **speech, resume=int(args.resume))
+    checkpoint = train_on_speech(q3, q3.load_corpus(q3.settings))
+
+    real = {"data": args.data, "epochs": args.tuning_epochs, "tag": "-finetuned"}
+    q3 = runs.load_definitions(NOTEBOOK, **common, **real, learning_rate=3e-4)
+    corpus = q3.load_corpus(q3.settings)
+    run = start_from(checkpoint, q3, corpus)
+    finetune(run, q3, corpus)
+    print(f"{run.checkpoint}: {run.result['test']['damerau_levenshtein']:.3f} on test clips")
+
+
+if __name__ == "__main__":
+    again = "-resume goes on with the first training"
+    runs.run_script(main, make_parser(), "closing other programs", again)

@@ -74,15 +74,19 @@ def write_down(model, samples):
     return utils.decode(decoding.beam_search(model, features, max_tokens)).strip()
 
 
-def transcribe(model, path):
-    """What `model` writes for the sound file `path`: "" where nobody speaks."""
-    samples = utils.read_audio(path)
+def transcribe_samples(model, samples, name="recording"):
+    """What `model` writes for samples (n,); the progress bar, if it takes long, has this name."""
     stretches = stretches_of_speech(samples)
     is_short = len(stretches) < 2
     texts = []
-    for a, b in tqdm(stretches, Path(path).name, leave=False, disable=is_short or runs.QUIET):
+    for a, b in tqdm(stretches, name, leave=False, disable=is_short or runs.QUIET):
         texts.append(write_down(model, samples[a:b]))
     return " ".join(text for text in texts if text)
+
+
+def transcribe(model, path):
+    """What `model` writes for the sound file `path`: "" where nobody speaks."""
+    return transcribe_samples(model, utils.read_audio(path), Path(path).name)
 
 
 # ----------------------------------------------------------------------------------- command line

@@ -1,76 +1,90 @@
 """tools/make_model.py: half the precision, scores of the file as it is, and a card made of them."""
 
-import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import runs
 import transcribe
+import utils
 from conftest import write_corpus
 from runs import UserError
 from tools import make_model
-from tools.definitions import load_definitions
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
-Q3 = load_definitions(DEVICE="cpu")
+Q3 = runs.load_definitions(transcribe.NOTEBOOK, device="cpu")
 
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A checkpoint of a tiny model, as a fine-tuning run of the notebook leaves it."""
-    sizes = replace(Q3["ModelSizes"]("transformer", 40, 2.0), d=16, n_blocks=1)
+    """A checkpoint of a tiny model, as fine-tuning leaves it."""
     torch.manual_seed(0)
-    model = Q3["SpeechToText"](sizes)
+    sizes = Q3.ModelSizes("transformer", 40, 2.0, d=16, n_blocks=1)
+    model = Q3.SpeechToText(sizes)
     result = {
         "run": "q3-transformer-finetuned",
-        "config": {"seed": 42, "epochs": 3},
-        "data": {"source": "tones"},
+        "config": {"seed": 42, "epochs": 3, "d": 16, "n_blocks": 1},
+        "data": {"source": "tones", "counts": {"train": 7}},
         "parameters": 1234,
-        "command": "make q3",
+        "command": "make model",
         "started_from": {"data": {"source": "synthetic tones"}},
     }
-    state = {"model": model.state_dict(), "sizes": asdict(sizes), "result": result}
+    weights = {"model": model.state_dict(), "sizes": asdict(sizes)}
     path = tmp_path / "checkpoints" / "q3-transformer-finetuned.pt"
-    runs.save_checkpoint(path, {}, state)
+    runs.save_checkpoint(path, {**weights, "probe": Q3.make_probe(model), "result": result})
     return path
 
 
-def test_model_scores_and_card(tmp_path, checkpoint):
-    write_corpus(tmp_path)
-    soundfile.write(tmp_path / "Front.wav", 0.1 * np.sin(np.arange(20_000) / 9), 22_050)
-    out = tmp_path / "out"
-    flags = ["-checkpoint", checkpoint, "-data", tmp_path, "-out", out]
-    flags += ["-also", tmp_path / "Front.wav"]
+def make(*flags):
     make_model.main(make_model.make_parser().parse_args(list(map(str, flags))))
 
+
+def test_model_scores_and_card(tmp_path, checkpoint, monkeypatch):
+    write_corpus(tmp_path)
+    (tmp_path / "joe").mkdir()
+    soundfile.write(
+        tmp_path / "joe" / "LJ001-0011.wav", 0.1 * np.sin(np.arange(20_000) / 9), 22_050
+    )
+    (tmp_path / "joe" / "README").write_text("Joe, a tone\n")
+    monkeypatch.chdir(tmp_path)  # features are kept in build/model
+    flags = ["-data", tmp_path, "-out", tmp_path / "out", "-speakers", tmp_path / "joe"]
+    make("-checkpoint", checkpoint, *flags)
+
     exact = runs.load_checkpoint(checkpoint)["model"]
-    model = transcribe.load_model(out / "models" / "q3.pt")
+    model = Q3.load_model(tmp_path / "out" / "models" / "q3.pt")
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, exact[name].half().float())
-    result = json.loads((out / "results" / "q3-model.json").read_text())
-    assert result["status"] == "finished"
+    result = runs.load_result(tmp_path / "out", "q3-model")
     low, high = result["test"]["beam"]["interval"]
     assert low <= result["test"]["beam"]["damerau_levenshtein"] <= high
-    assert result["bytes"] == (out / "models" / "q3.pt").stat().st_size
-    text = (out / "models" / "README.md").read_text()
-    for said in ("1,234 parameters", "synthetic tones", "Front.wav", "hidden size 16"):
-        assert said in text
-    for row in ("greedy", "beam"):
-        assert f"{result['test'][row]['wer']:.3f}" in text
+    counts = [scores["n"] for scores in result["recordings"].values()]
+    assert counts == [1, 2, 1]  # two clips in one recording, two clips, one clip of Joe's
+    card = (tmp_path / "out" / "models" / "README.md").read_text()
+    for said in ("1,234 parameters", "synthetic tones", "7 real clips", "Joe, a tone", "size\n16"):
+        assert said in card
 
-
-def test_no_checkpoint_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="train it first"):
-        make_model.write_weights(tmp_path / "none.pt", tmp_path / "q3.pt")
+    checkpoint.unlink()
+    make(*flags)  # the model is scored again without what it was made of
+    again = runs.load_result(tmp_path / "out", "q3-model")
+    assert again["test"] == result["test"] and again["trained"] == result["trained"]
 
 
 def test_a_checkpoint_that_was_not_fine_tuned_is_one_sentence(tmp_path, checkpoint):
     state = runs.load_checkpoint(checkpoint)
     del state["result"]["started_from"]
-    runs.save_checkpoint(checkpoint, {}, state)
+    runs.save_checkpoint(checkpoint, state)
     with pytest.raises(UserError, match="was not fine-tuned"):
-        make_model.write_weights(checkpoint, tmp_path / "q3.pt")
+        make_model.write_weights(Q3, checkpoint, tmp_path / "q3.pt")
     assert not (tmp_path / "q3.pt").exists()
+
+
+def test_the_telephone_takes_low_and_high_tones_away():
+    def loudness_of(frequency):
+        seconds = torch.arange(utils.SAMPLE_RATE) / utils.SAMPLE_RATE
+        heard = make_model.by_telephone([torch.sin(2 * torch.pi * frequency * seconds)])
+        return heard.square().mean().sqrt().item()
+
+    assert loudness_of(1_000) == pytest.approx(0.5**0.5, rel=0.02)
+    assert loudness_of(60) < 0.01 and loudness_of(6_000) < 0.05

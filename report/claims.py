@@ -343,6 +343,12 @@ def q3_3_words_do_not_tell_the_decoders_apart(results):
 
 
 @claim
+def q3_3_letters_do(results):
+    lstm, transformer = both(results)
+    return is_larger(test(lstm, "cer"), test(transformer, "cer"))
+
+
+@claim
 def q3_3_the_lstm_more_often_runs_on(results):
     runs_on = evidence.n_running_on
     return in_every_seed(results, lambda a, b: runs_on(a) > 3 * runs_on(b))

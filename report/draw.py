@@ -56,7 +56,7 @@ def draw_curves(results, decoder):
 
 def draw_clips(results):
     """Q3.3: how the test clips fall out for both decoders."""
-    axes_of = utils.pyplot().subplots(1, 3, figsize=(6.8, 2.6), layout="constrained")
+    axes_of = utils.pyplot().subplots(1, 3, figsize=(6.8, 2.35), layout="constrained")
     figure, (left, middle, right) = axes_of
     pairs = evidence.clip_pairs(results)
 
@@ -92,7 +92,7 @@ def draw_clips(results):
     )
 
 
-def labels_of(text, closest=6):
+def labels_of(text, closest=5):
     """(places, labels) along a text: its letters, or where that is too many, some of its words."""
     if len(text) < 30:
         return range(len(text)), list(text.replace(" ", "␣"))
@@ -112,7 +112,7 @@ def draw_derailed(results):
         weights = np.array(shown["percent"]) / 100  # (letters, time)
         extent = (0, shown["seconds"], -0.5, len(weights) - 0.5)
         options = {"origin": "lower", "aspect": "auto", "cmap": "Blues"}
-        axis.imshow(weights, extent=extent, norm=PowerNorm(0.5, vmin=0, vmax=1), **options)
+        axis.imshow(weights, extent=extent, norm=PowerNorm(0.45, vmin=0, vmax=0.8), **options)
         places, labels = labels_of(shown["written"][: len(weights)])
         axis.set_yticks(places, labels, fontsize=6)
         axis.set(title=title, xlabel="Time in the clip (s)")

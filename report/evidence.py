@@ -20,8 +20,9 @@ from scipy import stats
 # --------------------------------------------------------------------------------- numbers as text
 def spread(values, digits=3):
     """[0.54, 0.58] -> "0.560 ± 0.028", unbroken: mean and standard deviation."""
-    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{deviation}"
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{mean(values):.{digits}f}\u00a0±\u00a0{stdev(values):.{digits}f}"
 
 
 def percent(share):
@@ -65,7 +66,8 @@ def listing(items):
 
 def extent(values):
     """[5, 3, 4] -> "3 to 5"."""
-    low, *_, high = sorted(values)
+    values = list(values)
+    low, high = min(values), max(values)
     return f"{low:,} to {high:,}" if low < high else f"{low:,}"
 
 
@@ -366,15 +368,15 @@ def network_rows(runs):
     """Q2.3: what is measured, for each of the three networks."""
     found = [runs[name] for name in NETWORKS]
     rows = [
-        ["products per image", *(f"{group[0]['multiply_accumulates']:,}" for group in found)],
+        ["products", *(f"{group[0]['multiply_accumulates']:,}" for group in found)],
         ["training loss", *(spread(last(group, "train_loss")) for group in found)],
-        ["validation accuracy", *(spread(last(group, "val_accuracy")) for group in found)],
-        ["test accuracy", *(spread(test(group)) for group in found)],
+        ["validation", *(spread(last(group, "val_accuracy")) for group in found)],
+        ["test", *(spread(test(group)) for group in found)],
     ]
     for k, name in enumerate(CLASSES):
-        rows.append([f"found of {name}", *(spread(recall(group, k), 2) for group in found)])
+        rows.append([name, *(spread(recall(group, k), 2) for group in found)])
     moved = [[row[3] for row in test(group, "accuracy_shifted")] for group in found]
-    return [*rows, ["test, moved by 3 pixels", *(spread(values) for values in moved)]]
+    return [*rows, ["test, moved", *(spread(values) for values in moved)]]
 
 
 # -------------------------------------------------------------------------------------- Question 3
@@ -595,13 +597,14 @@ def example_rows():
     return rows
 
 
-def text_rows(results, longest=100):
+def text_rows(results, longest=112):
     """Q3.3: what was said and written in some clips, cut after so many letters."""
     rows = []
     for example in results["q3-derailed"]["examples"]:
         for key, title in {"said": "_said_", **DECODERS}.items():
             text = example[key]
-            rows.append([title, f"`{text[:longest]}`" + (" …" if len(text) > longest else "")])
+            cut = text[:longest] + "…" if len(text) > longest else text
+            rows.append([title, f"`{cut}`"])
     return rows
 
 
@@ -721,17 +724,17 @@ def sheet(results):
     q1 = results.get("q1")
     header = ("method", "$D$", "slope", "time", "extra memory", "linear wins from", "by count")
     tables = [(header, q1_rows(q1, common_length(q1)))] if q1 else []
-    parts = {"q1": {"tables": tables, "figures": "q1-", "width": 3.4}}
+    parts = {"q1": {"tables": tables, "figures": "q1-"}}
 
     keys = {"train_loss": "training loss", "val_accuracy": "validation accuracy"}
     header = ("run", "status", *keys.values(), "test accuracy", "test AUC")
     rows = run_rows(results, "q2-(?!search|control)", keys, ("accuracy", "auc"))
-    parts["q2"] = {"tables": [(header, rows)], "figures": "CNN-", "width": 6.5}
+    parts["q2"] = {"tables": [(header, rows)], "figures": "CNN-"}
 
     keys = {"train_loss": "training loss", "val_loss": "validation loss"}
     header = ("run", "status", *keys.values(), "test loss", *SCORES.values())
     rows = run_rows(results, "q3-(lstm|transformer)", keys, ("loss", *SCORES))
-    parts["q3"] = {"tables": [(header, rows)], "figures": "q3-", "width": 6.5}
+    parts["q3"] = {"tables": [(header, rows)], "figures": "q3-"}
 
     expected = {
         "q1": ("q1",),
@@ -740,6 +743,8 @@ def sheet(results):
     }
     for question, prefixes in expected.items():
         is_there = {prefix: any(run.startswith(prefix) for run in results) for prefix in prefixes}
+        sources = {r["data"]["source"] for name, r in results.items() if name.startswith(question)}
+        parts[question]["sources"] = sorted(sources)
         parts[question]["missing"] = [prefix for prefix in prefixes if not is_there[prefix]]
     return parts
 

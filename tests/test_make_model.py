@@ -21,7 +21,7 @@ Q3 = runs.load_definitions(transcribe.NOTEBOOK, device="cpu")
 def checkpoint(tmp_path):
     """A checkpoint of a tiny model, as fine-tuning leaves it."""
     torch.manual_seed(0)
-    sizes = Q3.ModelSizes("transformer", 40, 2.0, d=16, n_blocks=1)
+    sizes = Q3.ModelSizes("transformer", 60, 2.0, d=16, n_blocks=1)
     model = Q3.SpeechToText(sizes)
     result = {
         "run": "q3-transformer-finetuned",

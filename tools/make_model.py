@@ -204,7 +204,7 @@ CARD = """\
     |---|---|---|---|---|
     {table}
 
-    A minute of speech takes {seconds} s on {threads} threads ({machine}).
+    A minute of speech takes {seconds} s ({machine}; threads: {threads}).
 
     **What it is bad at.** It is a model of one speaker: it has heard one synthetic and one real
     voice, both female and American, reading prose in a quiet room. Other voices, accents,

@@ -154,26 +154,40 @@ def evaluate(model, X, y):
 def test_metrics(model, X, y):
     """All metrics on the test images X (N, 1, 28, 28), y (N,), as a results file has them.
 
-    Accuracy and AUC are those of medmnist.Evaluator; confusion has a row per true class. A metric
-    that these images do not allow (too few, or a class missing) is None.
+    Accuracy and AUC are those of medmnist.Evaluator, without the 8 s that importing it takes on a
+    slow processor; confusion has a row per true class. A metric that these images do not allow (too
+    few, or a class missing) is None.
     """
-    # pandas and scikit-learn come with these: 1 s, for which training need not wait
-    from medmnist.evaluator import getACC, getAUC
-    from sklearn.metrics import confusion_matrix
-
     log_probabilities = predict(model, X).cpu()  # (N, n_classes)
     predicted = log_probabilities.argmax(dim=1)
-    probabilities = log_probabilities.exp().numpy()
     truth = y.cpu()
-    classes = range(log_probabilities.shape[1])
-    has_every_class = len(truth.unique()) == len(classes)
+    n_classes = log_probabilities.shape[1]
+    confusion = (truth * n_classes + predicted).bincount(minlength=n_classes**2)
     return {
-        "accuracy": getACC(truth.numpy(), probabilities, "multi-class"),
-        "auc": getAUC(truth.numpy(), probabilities, "multi-class") if has_every_class else None,
+        "accuracy": (predicted == truth).sum().item() / len(truth),
+        "auc": mean_auc(log_probabilities.exp(), truth),
         "accuracy_course_subset": accuracy_course_subset(predicted, truth),
-        "confusion": confusion_matrix(truth, predicted, labels=classes).tolist(),
+        "confusion": confusion.view(n_classes, n_classes).tolist(),
         "accuracy_shifted": [accuracy_shifted(model, X, y, pixels) for pixels in SHIFTS],
     }
+
+
+def mean_auc(scores, truth):
+    """The mean over the classes of the AUC of each against the others; None if one is missing.
+
+    scores (N, n_classes), truth (N,). An AUC is the probability that an image of the class has a
+    higher score than one of the others; equal scores count half.
+    """
+    areas = []
+    for label in range(scores.shape[1]):
+        of_class = scores[truth == label, label]
+        of_others = scores[truth != label, label].sort().values
+        if len(of_class) == 0 or len(of_others) == 0:
+            return None
+        n_below = torch.searchsorted(of_others, of_class)
+        n_not_above = torch.searchsorted(of_others, of_class, right=True)
+        areas.append((n_below + n_not_above).sum().item() / (2 * len(of_class) * len(of_others)))
+    return mean(areas)
 
 
 def accuracy_course_subset(predicted, truth):
@@ -321,6 +335,8 @@ def train_runs(planned, out, search=None, network=CNN):
     for position, (name, config) in enumerate(planned.items()):
         jobs.append((name, config, out, origin, network, position))
     load_data(config["data"])
+    import torch._dynamo  # noqa: F401  (optimisers import it at their first step: here once for all)
+
     if runs.pick_device(config["device"]).type == "cpu":
         return list(runs.side_by_side(train_run, jobs, n_processes(len(jobs))))
     return [train_run(*job) for job in jobs]  # processes would need a GPU's memory each
@@ -477,7 +493,8 @@ def find_search(args):
             source = search["data"]["source"]
             raise UserError(f"the search in {args.out} is of other data ({source}); {again}.")
     best = search["best"]["learning_rate"]
-    today = probe({**search["config"], "learning_rate": best})
+    job = ({**search["config"], "learning_rate": best},)
+    (today,) = runs.side_by_side(probe, [job])  # what has trained once is not to be forked
     if not np.allclose(today, search["probe"], rtol=1e-4):
         raise UserError(
             f"the network or its training has changed since {describe(search)}; {again}."

@@ -39,7 +39,7 @@ def draw_curves(results, decoder):
         },
         "Error rate on validation": {"wer": "WER", "cer": "CER"},
     }
-    figure, axes = utils.pyplot().subplots(1, 3, figsize=(6.8, 2.6), layout="constrained")
+    figure, axes = utils.pyplot().subplots(1, 3, figsize=(6.8, 2.35), layout="constrained")
     places = ("upper right", "lower right", "upper right")
     for axis, where, (ylabel, curves) in zip(axes, places, panels.items()):
         for (key, label), style in zip(curves.items(), ("-", "--", ":")):

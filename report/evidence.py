@@ -20,9 +20,19 @@ from scipy import stats
 # --------------------------------------------------------------------------------- numbers as text
 def spread(values, digits=3):
     """[0.54, 0.58] -> "0.560 ± 0.028", unbroken: mean and standard deviation."""
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
+    if len(values) < 2:
+        return average(values, digits)
     return f"{mean(values):.{digits}f}\u00a0±\u00a0{stdev(values):.{digits}f}"
+
+
+def average(values, digits=3):
+    """The mean as text; a dash where there is nothing."""
+    return f"{mean(values):.{digits}f}" if values else "–"
+
+
+def whole(n):
+    """46620 -> "46,620"."""
+    return f"{n:,}" if n else "not found"
 
 
 def percent(share):
@@ -59,8 +69,8 @@ def bytes_text(n):
 
 
 def listing(items):
-    """["a", "b", "c"] -> "a, b and c"."""
-    *first, last = map(str, items)
+    """["a", "b", "c"] -> "a, b and c"; "none" for nothing."""
+    *first, last = map(str, list(items) or ["none"])
     return f"{', '.join(first)} and {last}" if first else last
 
 
@@ -154,10 +164,9 @@ def q1_numbers(results):
         "faster_by_count": f"{L / reduced(D):.1f}",
         "fused_longest": time_text(fused["seconds"][-1]),
         "linear_longest": time_text(linear["seconds"][-1]),
-        "crossings": listing(f"{row['measured']:,}" for row in crossings),
-        "crossings_by_count": listing(f"{row['predicted']:,}" for row in crossings),
+        "crossings": listing(whole(row["measured"]) for row in crossings),
+        "crossings_by_count": listing(whole(row["predicted"]) for row in crossings),
         "linear_bytes": bytes_text(linear["peak_bytes"][-1]),
-        "fused_bytes": bytes_text(fused["peak_bytes"][-1]),
         "rows": q1_rows(q1, L),
     }
 
@@ -181,9 +190,7 @@ def q1_rows(q1, L):
                 cells += ["–", "–"]
             for crossing in q1["crossover"]:
                 if (crossing["against"], crossing["D"]) == (method, D):
-                    measured = crossing["measured"]
-                    cells.append(f"{measured:,}" if measured else "not found")
-                    cells.append(f"{crossing['predicted']:,}")
+                    cells += [whole(crossing["measured"]), whole(crossing["predicted"])]
             rows.append(cells + [""] * (7 - len(cells)))
     return rows
 
@@ -281,8 +288,8 @@ def q2_numbers(results):
         "n_val": short["data"]["counts"]["val"],
         "n_test": short["data"]["counts"]["test"],
         "n_images": f"{sum(short['data']['counts'].values()):,}",
-        "n_drusen_val": short["data"]["class_counts"]["val"][2],
         "batch_size": short["config"]["batch_size"],
+        "updates_an_epoch": f"{updates(short) / short['config']['epochs']:.0f}",
         "parameters": f"{short['parameters']:,}",
         "products_pool": f"{runs['pool'][0]['multiply_accumulates']:,}",
         "products_strided": f"{runs['strided'][0]['multiply_accumulates']:,}",
@@ -299,7 +306,6 @@ def q2_numbers(results):
     for name, found in (("short", short), ("long", long)):
         numbers[f"rate_{name}"] = f"{found['best']['learning_rate']:g}"
         numbers[f"updates_{name}"] = f"{updates(found):,}"
-        numbers[f"updates_an_epoch_{name}"] = f"{updates(found) / found['config']['epochs']:.0f}"
     for name, rate in (("high", "0.1"), ("middle", "0.01"), ("low", "0.001")):
         numbers[name] = scores_of(network(results, "maxpool", rate))
         numbers[f"{name}150"] = scores_of(network(results, "maxpool", rate, "-epochs150"))
@@ -331,13 +337,12 @@ def q2_numbers(results):
 def scores_of(runs):
     """What the text says of a network's runs."""
     return {
-        "loss": f"{mean(last(runs, 'train_loss')):.3f}",
+        "loss": average(last(runs, "train_loss")),
         "val": spread(last(runs, "val_accuracy")),
-        "val_mean": f"{mean(last(runs, 'val_accuracy')):.3f}",
+        "val_mean": average(last(runs, "val_accuracy")),
         "test": spread(test(runs)),
-        "test_mean": f"{mean(test(runs)):.3f}",
-        "auc": spread(test(runs, "auc")),
-        "drusen_as_normal": f"{mean(run['test']['confusion'][2][3] for run in runs):.0f}",
+        "test_mean": average(test(runs)),
+        "drusen_as_normal": average([run["test"]["confusion"][2][3] for run in runs], 0),
     }
 
 
@@ -618,7 +623,6 @@ def q3_decoder(results, decoder):
     numbers |= {
         "first_val_loss": spread([run["epochs"][0]["val_loss"] for run in runs]),
         "val_loss": spread(last(runs, "val_loss")),
-        "train_loss": spread(last(runs, "train_loss")),
         "parameters": f"{runs[0]['parameters']:,}",
         "shortest": f"{mean(by_length(run, 3)[0] for run in runs):.3f}",
         "longest": f"{mean(by_length(run, 3)[2] for run in runs):.3f}",
@@ -628,12 +632,7 @@ def q3_decoder(results, decoder):
         "aligned": listing(sorted({passes_half(run) for run in runs})),
         "exact": extent(count[f"{decoder}_exact"] for count in counts),
         "derailed": extent(count[f"{decoder}_derailed"] for count in counts),
-        "running_on": extent(n_running_on(run) for run in runs),
         "loops": looping_texts(results, decoder),
-        "finetuned": spread([similarity(run) for run in real_runs(results, decoder, "finetuned")]),
-        "asis": f"{similarity(results[f'q3-{decoder}-asis-plain']):.3f}",
-        "varied": f"{similarity(results[f'q3-{decoder}-asis']):.3f}",
-        "realonly": f"{similarity(results[f'q3-{decoder}-realonly']):.3f}",
     }
     return numbers
 
@@ -669,7 +668,6 @@ def q3_numbers(results):
         "smallest_lead": f"{min(mean_lead(p)[0] for p in pairs):.3f}",
         "largest_lead": f"{max(mean_lead(p)[0] for p in pairs):.3f}",
         "clock_only": f"{similarity(results['q3-transformer-full-noctc']):.3f}",
-        "loss_difference": difference(test(transformer, "loss"), test(lstm, "loss")),
         "wer_difference": difference(test(transformer, "wer"), test(lstm, "wer")),
         "words_to_letters": f"{mean(test(lstm, 'wer')) / mean(test(lstm, 'cer')):.1f}",
         "trial_rows": trial_rows(results),

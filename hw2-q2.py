@@ -335,8 +335,6 @@ def train_runs(planned, out, search=None, network=CNN):
     for position, (name, config) in enumerate(planned.items()):
         jobs.append((name, config, out, origin, network, position))
     load_data(config["data"])
-    import torch._dynamo  # noqa: F401  (optimisers import it at their first step: here once for all)
-
     if runs.pick_device(config["device"]).type == "cpu":
         return list(runs.side_by_side(train_run, jobs, n_processes(len(jobs))))
     return [train_run(*job) for job in jobs]  # processes would need a GPU's memory each
@@ -613,6 +611,8 @@ def main(args):
     """Train every learning rate with every seed, or load that; print, draw, choose, save."""
     torch.set_num_threads(1)
     check_flags(args)
+    import torch._dynamo  # noqa: F401  (optimisers do, at their first step: once, before forking)
+
     runs.check_writable(args.out)
     search = None
     rates = args.learning_rate

@@ -3,7 +3,7 @@
 A decoder's `forward` reads a whole text. While a text is being written, all of it but the newest
 letter has been read before: the keys and values of its letters, those of the clip and the state of
 an LSTM stay as they are. `FastDecoder` remembers them and reads the newest letter alone. It knows
-no decoder's layers by name, so that an edited decoder is decoded just as well.
+`W_K`, `W_V`, `positions` and recurrent layers; whatever else of a decoder is edited, it follows.
 
 `greedy_decode` writes what the notebook's plain loop writes; `beam_search` is what transcribe.py
 uses. Shapes: B texts, S frames of z, D hidden size, V tokens.

@@ -2,7 +2,8 @@
 devices, results files, checkpoints, work spread over processes, and a notebook's settings.
 
 The ground floor: it imports nothing of the project and knows nothing of images, speech or
-questions. What is heavy (torch) is imported where it is used, so that `-h` answers at once.
+questions. What is heavy (torch) is imported where it is used, so that make can ask for the names of
+settings at no cost.
 
 A failure that a person can put right is a `UserError`. Its text is one sentence that says what to
 do next; `run_script` prints it on stderr and ends with exit status 2, without a traceback.
@@ -11,6 +12,7 @@ do next; `run_script` prints it on stderr and ends with exit status 2, without a
 import argparse
 import ast
 import difflib
+import errno
 import io
 import json
 import math
@@ -22,7 +24,9 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import zipfile
+import zlib
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -99,15 +103,15 @@ def sentence_of(error, if_memory_runs_out="closing other programs", after_interr
         return str(error)
     if isinstance(error, KeyboardInterrupt):
         return f"interrupted; {after_interrupt}."
+    if is_out_of_memory(error):
+        return f"there is too little memory; try {if_memory_runs_out}."
     if isinstance(error, OSError):  # no permission, a full disk, a path that leads nowhere
         what = error.filename or "what is read or written"
         reason = error.strerror or str(error)
         return f"{what}: {reason}; check that path and its disk, then run it again."
     if isinstance(error, ModuleNotFoundError):
-        advice = "`make test` sets everything up, `pip install -r requirements.txt` does it by hand"
+        advice = "`pip install -r requirements.txt`, or for gradio `make demo`, installs it"
         return f"the package {error.name} is missing; {advice}."
-    if is_out_of_memory(error):
-        return f"there is too little memory; try {if_memory_runs_out}."
     return None
 
 
@@ -125,7 +129,9 @@ sys.excepthook = _say_missing_package  # scripts import this file before torch a
 def is_out_of_memory(error):
     """Whether Python, or torch on any device, found no memory."""
     is_gpu = type(error).__name__ == "OutOfMemoryError"
-    return isinstance(error, MemoryError) or is_gpu or "can't allocate memory" in str(error)
+    is_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    is_python = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    return is_python or is_gpu or is_system
 
 
 def run_script(
@@ -135,8 +141,6 @@ def run_script(
     after_interrupt="give the command again",
 ):
     """Call `main(args)`; what a person can put right ends it in one sentence, exit status 2."""
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it, as any other program
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # letters that a terminal does not have
     try:
@@ -146,7 +150,8 @@ def run_script(
         sentence = sentence_of(error, if_memory_runs_out, after_interrupt)
         if sentence is None:
             raise
-        print(f"{parser.prog}: {sentence}", file=sys.stderr)
+        if not isinstance(error, BrokenPipeError):  # `| head` has read enough: not a word
+            print(f"{parser.prog}: {sentence}", file=sys.stderr)
         with suppress(OSError):
             sys.stdout.flush()
         sys.stdout = open(os.devnull, "w")  # what cannot be written now is not tried again
@@ -174,7 +179,7 @@ def read_settings(values, **allowed):
         except argparse.ArgumentTypeError as error:
             raise UserError(f"{name.upper()}: {error}; correct it and run again.") from error
         except ValueError as error:
-            problem = f"must be like {values[name]}, not '{given}'"
+            problem = f"must be a {parse.__name__}, not '{given}'"
             raise UserError(f"{name.upper()} {problem}; correct it and run again.") from error
         setattr(settings, name, value)
     return settings
@@ -185,23 +190,17 @@ def changed(settings, **values):
     return SimpleNamespace(**{**vars(settings), **values})
 
 
-def one_of(*allowed):
-    """A type for `read_settings` and argparse: one of these words."""
-
-    def parse(text):
-        if text not in allowed:
-            raise argparse.ArgumentTypeError(f"'{text}' is not one of {', '.join(allowed)}")
-        return text
-
-    return parse
-
-
 def some_of(*allowed):
     """A type for `read_settings`: one or several of these words, with commas between."""
 
     def parse(text):
         words = text.strip("()[]").replace("'", "").replace('"', "").replace(" ", "")
-        return tuple(one_of(*allowed)(word) for word in words.split(",") if word)
+        chosen = tuple(word for word in words.split(",") if word)
+        unknown = [word for word in chosen if word not in allowed]
+        if unknown or not chosen:
+            got = f"'{unknown[0]}' is not one" if unknown else "name at least one"
+            raise argparse.ArgumentTypeError(f"{got} of {', '.join(allowed)}")
+        return chosen
 
     return parse
 
@@ -450,8 +449,11 @@ def load_result(out, run, command="the command that makes it"):
 # ------------------------------------------------------------------------------------- checkpoints
 def is_whole_zip(path):
     """Whether a zip file, as npz files and torch's checkpoints are, is undamaged: its checksums."""
-    with open(path, "rb") as file:
-        return zipfile.is_zipfile(file) and zipfile.ZipFile(file).testzip() is None
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError):
+        return False
 
 
 def save_checkpoint(path, state):
@@ -495,11 +497,18 @@ def set_aside(path):
         if not kept.exists():
             break
     path.replace(kept)
-    print(f"{path.stem}: starts anew; the unfinished checkpoint is kept as {kept.name}", flush=True)
+    print(f"{path.stem}: starts anew; the checkpoint of before is kept as {kept.name}", flush=True)
     return kept
 
 
 # ---------------------------------------------------------------------------------- many processes
+def _begin_worker():
+    """In a worker: Ctrl-C is for the parent, and where that was killed, the worker ends too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
 def side_by_side(function, jobs, n_processes=None):
     """Yield `function(*job)` for every job, in order, computed on several processes.
 
@@ -509,10 +518,11 @@ def side_by_side(function, jobs, n_processes=None):
     """
     n_processes = max(1, min(n_processes or usable_cpus(), len(jobs)))
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    ignore_interrupts = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-    pool = ProcessPoolExecutor(n_processes, context, **ignore_interrupts)  # Ctrl-C: the parent's
+    pool = ProcessPoolExecutor(n_processes, context, initializer=_begin_worker)
     try:
-        yield from pool.map(function, *zip(*jobs))
+        results = [pool.submit(function, *job) for job in jobs]
+        for result in results:
+            yield result.result()
     except BaseException as error:
         for child in multiprocessing.active_children():
             child.terminate()  # nobody waits for its result any more
@@ -521,4 +531,4 @@ def side_by_side(function, jobs, n_processes=None):
             raise UserError(f"{reason}; close other programs and run it again.") from error
         raise
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=False)

@@ -307,7 +307,6 @@ def download_ljspeech(folder):
     """
     import torchaudio
 
-    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # stays in the folder
     unfinished = Path(folder) / "LJSpeech-download"
     unfinished.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(unfinished / "LJSpeech-1.1", ignore_errors=True)  # unpacked in part

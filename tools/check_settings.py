@@ -50,7 +50,7 @@ def check(goals, given, q1, q2):
 
 
 def main(args):
-    check(args.goals or ["run"], args.given, args.q1, args.q2)
+    check(args.goals or ["help"], args.given, args.q1, args.q2)
 
 
 if __name__ == "__main__":

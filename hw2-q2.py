@@ -14,6 +14,7 @@ OUT/results/q2-*.json and OUT/figures/CNN-*.{pdf,png}. Q2.3's counts are
 """
 
 import functools
+import importlib
 import math
 import time
 from pathlib import Path
@@ -334,7 +335,7 @@ def train_runs(planned, out, search=None, network=CNN):
     jobs = []
     for position, (name, config) in enumerate(planned.items()):
         jobs.append((name, config, out, origin, network, position))
-    load_data(config["data"])
+    load_data(config["data"])  # before forking
     if runs.pick_device(config["device"]).type == "cpu":
         return list(runs.side_by_side(train_run, jobs, n_processes(len(jobs))))
     return [train_run(*job) for job in jobs]  # processes would need a GPU's memory each
@@ -611,9 +612,10 @@ def main(args):
     """Train every learning rate with every seed, or load that; print, draw, choose, save."""
     torch.set_num_threads(1)
     check_flags(args)
-    import torch._dynamo  # noqa: F401  (optimisers do, at their first step: once, before forking)
-
     runs.check_writable(args.out)
+    if not args.plot_only:
+        load_data(args.data)
+        importlib.import_module("torch._dynamo")  # as optimisers do at their first step: once here
     search = None
     rates = args.learning_rate
     if rates == ["best"]:

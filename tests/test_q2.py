@@ -154,14 +154,6 @@ def test_epoch_loss_is_this_epochs_mean_over_images():
         assert loss == pytest.approx(by_hand, abs=1e-6)
 
 
-def test_predict_in_chunks_equals_one_pass(monkeypatch):
-    model = q2.CNN(0.7)
-    X = torch.rand(11, 1, 28, 28)
-    whole = q2.predict(model, X)
-    monkeypatch.setattr(q2, "EVALUATION_BATCH", 4)
-    torch.testing.assert_close(q2.predict(model, X), whole)
-
-
 def test_images_are_shifted_by_whole_pixels_in_four_directions(monkeypatch):
     X = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
     X[0, 0, 10, 20] = 1
@@ -492,10 +484,6 @@ def test_every_run_diverged_is_one_sentence_and_a_result(flags):
         call(*flags, "-learning_rate", 1e30)
     found = results(out_of(flags), "q2-maxpool-lr1e+30*").values()
     assert [run["status"] for run in found] == ["diverged"] * 2
-
-
-def test_batch_larger_than_the_data_is_fine(flags):
-    call(*flags, "-batch_size", 1000)
 
 
 BAD_ARRAYS = {

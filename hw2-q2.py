@@ -520,7 +520,7 @@ def load_runs(args, planned, search):
     return results, results[0]["data"]
 
 
-def draw(curves, legend, name, out, source):
+def plot(curves, legend, name, out, source):
     """Training loss and validation accuracy against the epoch, a line per label.
 
     curves: {label: results}; legend: what stands above the labels. A line is the mean over the
@@ -552,7 +552,7 @@ def draw(curves, legend, name, out, source):
     utils.save_figure(figure, out, name, source)
 
 
-def draw_results(results, search, out, source):
+def plot_results(results, search, out, source):
     """The figure of a command: the rates of a search, both networks at the best, or one network."""
     groups = by_rate(results)
     config = results[0]["config"]
@@ -568,7 +568,7 @@ def draw_results(results, search, out, source):
         if search and config["no_maxpool"]:
             name = "CNN-networks"
             curves = {"max-pooling": by_rate(search["rows"])[rate], **curves}
-    draw(curves, legend, name + name_ending(config), out, source)
+    plot(curves, legend, name + name_ending(config), out, source)
 
 
 # ------------------------------------------------------------------------------------ command line
@@ -630,7 +630,7 @@ def main(args):
 
     table = summarise(results)
     print_table(table)
-    draw_results(results, search, args.out, data["source"])
+    plot_results(results, search, args.out, data["source"])
     if len(rates) > 1:
         best = best_row(table)
         if not args.plot_only:

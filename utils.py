@@ -58,24 +58,6 @@ def legend_below(figure):
     figure.legend(loc="outside lower center", ncols=2, frameon=False, **close)
 
 
-def plot(curves, ylabel, name, out, source, title):
-    """Draw curves against the epoch and save them; returns the figure.
-
-    curves: a list of (one value per epoch, options of matplotlib's `plot`).
-    """
-    figure, axes = pyplot().subplots(figsize=HALF_PAGE, layout="constrained")
-    for values, options in curves:
-        markersize = 3 if len(values) <= 20 else 0
-        style = {"marker": "o", "markersize": markersize, **options}
-        axes.plot(range(1, len(values) + 1), values, **style)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(xlabel="Epoch", ylabel=ylabel)
-    axes.set_title(title)
-    axes.grid(alpha=0.3)
-    legend_below(figure)
-    return save_figure(figure, out, name, source)
-
-
 # ---------------------------------------------------------------------------------------- OCTMNIST
 OCT_CLASSES = ("CNV", "DME", "drusen", "normal")
 OCTMNIST_MD5 = "c68d92d5b585d8d81f7112f81e2d0842"  # medmnist.INFO["octmnist"]["MD5"]

@@ -52,12 +52,6 @@ def save_figure(figure, out, name, source):
     return figure
 
 
-def legend_below(figure):
-    """A legend under the axes, in two columns."""
-    close = {"handlelength": 2.4, "handletextpad": 0.5, "columnspacing": 1}
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, **close)
-
-
 # ---------------------------------------------------------------------------------------- OCTMNIST
 OCT_CLASSES = ("CNV", "DME", "drusen", "normal")
 OCTMNIST_MD5 = "c68d92d5b585d8d81f7112f81e2d0842"  # medmnist.INFO["octmnist"]["MD5"]

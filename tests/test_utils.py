@@ -4,12 +4,11 @@ OCTMNIST's file is tested with its question, in test_q2.py.
 """
 
 import os
-import tarfile
 import tempfile
 from pathlib import Path
 
 import utils
-from conftest import POSIX, SHARED, write_corpus
+from conftest import SHARED, write_corpus
 from runs import UserError
 from utils import PAD, START, STOP, VOCABULARY
 
@@ -25,12 +24,8 @@ from hypothesis import strategies as st
 @given(st.text())
 def test_tokens_round_trip(text):
     tokens = utils.encode(text)
-    assert (
-        tokens[0] == START
-        and tokens[-1] == STOP
-        and START not in tokens[1:]
-        and STOP not in tokens[:-1]
-    )
+    assert (tokens[0], tokens[-1]) == (START, STOP)
+    assert START not in tokens[1:] and STOP not in tokens[:-1]
     expected = "".join(letter if letter in VOCABULARY[4:] else "#" for letter in text.lower())
     assert utils.decode(tokens) == expected
     assert utils.decode([*tokens, PAD, PAD]) == expected
@@ -95,47 +90,55 @@ def test_unreadable_sound_is_one_sentence(tmp_path, content):
 
 
 # ------------------------------------------------------------------------------------------ corpus
-def test_corpus_is_split_in_order_and_labelled(tmp_path):
+@pytest.mark.parametrize("mark, line_end", [("", "\n"), ("\ufeff", "\r\n"), ("", "\r")])
+def test_corpus_is_split_in_order_and_labelled(tmp_path, mark, line_end):
+    """Whatever editor saved its table, with a blank line at the end."""
     root = write_corpus(tmp_path, 40)
+    table = mark + (root / "metadata.csv").read_text() + "\n"
+    (root / "metadata.csv").write_bytes(table.replace("\n", line_end).encode())
     splits, info = utils.load_ljspeech(tmp_path)
-    assert (
-        info["counts"] == {"train": 30, "val": 2, "test": 8}
-        and info["source"] == "synthetic test tones"
-    )
+    assert info["counts"] == {"train": 30, "val": 2, "test": 8}
+    assert info["source"] == "synthetic test tones"
     ids = [row[0] for split in ("train", "val", "test") for row in splits[split]]
     assert ids == [f"LJ001-{i:04}" for i in range(40)]
-    windows = "﻿" + (root / "metadata.csv").read_text().replace("\n", "\r\n")
-    (root / "metadata.csv").write_bytes(windows.encode())
-    assert utils.load_ljspeech(tmp_path)[0] == splits  # a byte-order mark and CRLF change nothing
+
+
+def test_the_hash_is_of_what_is_said_and_heard(tmp_path):
+    root = write_corpus(tmp_path, 4)
+    before = utils.load_ljspeech(tmp_path)[1]["sha256"]
+    clip = root / "wavs" / "LJ001-0002.wav"
+    content = bytearray(clip.read_bytes())
+    content[-1] ^= 1
+    clip.write_bytes(content)
+    assert utils.load_ljspeech(tmp_path)[1]["sha256"] != before
 
 
 @pytest.mark.parametrize("n_clips", [4, 5, 6, 7, 20])
-def test_small_corpora_have_no_empty_split(tmp_path, n_clips):
-    write_corpus(tmp_path, n_clips)
-    _, info = utils.load_ljspeech(tmp_path)
-    assert min(info["counts"].values()) >= 1 and sum(info["counts"].values()) == n_clips
+def test_small_corpora_have_no_empty_split(n_clips):
+    splits, _ = utils.split_clips(clips_named([f"X-{i}" for i in range(n_clips)]))
+    counts = [len(rows) for rows in splits.values()]
+    assert min(counts) >= 1 and sum(counts) == n_clips
 
 
 def clips_named(names):
     return [(name, "text", None) for name in names]
 
 
-def test_official_split_of_the_full_corpus():
+def test_the_courses_split_of_the_full_corpus():
     splits, how = utils.split_clips(clips_named([f"LJ0{i:05}" for i in range(13_100)]))
     assert [len(splits[split]) for split in utils.SPLITS] == [9_825, 655, 2_620]
-    assert how == "official"
+    assert how.startswith("the course's: first 75 %")
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the real LJ Speech metadata is not at hand")
-def test_official_split_begins_where_it_is_said_to():
+def test_the_courses_split_begins_where_it_is_said_to():
     rows = (SHARED / "ljspeech_metadata_full.csv").read_text().splitlines()
-    splits, how = utils.split_clips(clips_named([row.split("|")[0] for row in rows]))
+    splits, _ = utils.split_clips(clips_named([row.split("|")[0] for row in rows]))
     first = {split: clips[0][0] for split, clips in splits.items()}
     assert first == {"train": "LJ001-0001", "val": "LJ037-0213", "test": utils.FIRST_TEST_CLIP}
-    assert how == "official"
 
 
-def test_official_test_clips_of_a_part_stay_test():
+def test_test_clips_of_a_part_stay_test():
     """20 clips of the training part, 20 of the validation part, 3 of the test part."""
     names = [f"LJ{chapter:03}-{i:04}" for chapter in (1, 38) for i in range(20)]
     names += ["LJ040-0046", "LJ040-0047", "LJ050-0278"]
@@ -143,34 +146,38 @@ def test_official_test_clips_of_a_part_stay_test():
     assert [name for name, _, _ in splits["test"]] == ["LJ040-0047", "LJ050-0278"]
     assert [name for name, _, _ in splits["val"]] == ["LJ038-0019", "LJ040-0046"]
     assert [name for name, _, _ in splits["train"]] == names[:39]
-    assert "official test part" in how
+    assert "the course's test part" in how
 
 
-BAD_ROWS = {
-    "2 columns": "LJ001-0003|only",
-    "no clip in wavs/": "LJ009-0001|x|x",
-    "no text": "LJ001-0003|x|",
-    "an id seen before": "LJ001-0000|x|x",
-}
-
-
-@pytest.mark.parametrize("problem", BAD_ROWS)
-def test_bad_metadata_names_the_row(tmp_path, problem):
+@pytest.mark.parametrize(
+    "row, problem",
+    [
+        (b"LJ001-0003|only", "2 columns"),
+        (b"LJ009-0001|x|x", "no clip in wavs/"),
+        (b"LJ001-0003|x|", "no text"),
+        (b"LJ001-0000|x|x", "an id seen before"),
+        (b"", "1 columns"),
+    ],
+)
+def test_a_wrong_row_is_named(tmp_path, row, problem):
     root = write_corpus(tmp_path)
-    rows = (root / "metadata.csv").read_text().splitlines()
-    rows[3] = BAD_ROWS[problem]
-    (root / "metadata.csv").write_text("\n".join(rows))
-    with pytest.raises(UserError, match="row 4") as error:
+    rows = (root / "metadata.csv").read_bytes().splitlines()
+    rows[3] = row
+    (root / "metadata.csv").write_bytes(b"\n".join(rows))
+    with pytest.raises(UserError, match=f"row 4 of .*metadata.csv.* has {problem}"):
         utils.load_ljspeech(tmp_path)
-    assert problem in str(error.value)
 
 
-def test_missing_or_undecodable_corpus(tmp_path):
-    with pytest.raises(UserError, match="does not exist"):
+def test_a_missing_or_undecodable_corpus(tmp_path):
+    with pytest.raises(UserError, match="does not exist; set DOWNLOAD=1"):
         utils.load_ljspeech(tmp_path)
     root = write_corpus(tmp_path)
-    (root / "metadata.csv").write_bytes(b"LJ001-0000|x|caf\xe9\n")
-    with pytest.raises(UserError, match="UTF-8"):
+    for encoding in ("latin-1", "utf-16"):
+        (root / "metadata.csv").write_bytes("LJ001-0000|x|café\n".encode(encoding))
+        with pytest.raises(UserError, match="UTF-8"):
+            utils.load_ljspeech(tmp_path)
+    (root / "metadata.csv").unlink()
+    with pytest.raises(FileNotFoundError):  # the true reason, which run_script says
         utils.load_ljspeech(tmp_path)
 
 
@@ -183,32 +190,17 @@ def silent_corpus(folder, n_clips, metadata):
     (root / "metadata.csv").write_bytes(metadata)
 
 
-LETTERS = st.characters(exclude_characters="|\n", exclude_categories=["Cs"])
-
-
-@given(st.lists(st.text(LETTERS).filter(str.strip), min_size=4, max_size=9))
-@settings(max_examples=50, deadline=None)
-def test_any_transcript_is_read_as_it_stands(texts):  # quotes, other scripts, control characters
-    with tempfile.TemporaryDirectory() as folder:
-        silent_corpus(
-            folder,
-            len(texts),
-            "\n".join(f"{i}|raw|{text}" for i, text in enumerate(texts)).encode(),
-        )
-        splits, info = utils.load_ljspeech(folder)
-    assert [row[1] for rows in splits.values() for row in rows] == [text.strip() for text in texts]
-    assert "LJ Speech" not in info["source"]
-
-
 @given(st.binary() | st.text("0123|x\r\n\"'\ufeff").map(str.encode))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_metadata_is_read_or_refused_in_one_sentence(content):
     with tempfile.TemporaryDirectory() as folder:
         silent_corpus(folder, 4, content)
         try:
-            utils.load_ljspeech(folder)
+            splits, _ = utils.load_ljspeech(folder)
         except UserError as error:
-            assert "\n" not in str(error) and str(error).endswith((".", "by hand"))
+            assert "\n" not in str(error) and str(error).endswith(".")
+        else:
+            assert all(text for rows in splits.values() for _, text, _ in rows)
 
 
 def test_download_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
@@ -231,15 +223,9 @@ def test_download_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
     assert utils.load_ljspeech(tmp_path / "data")[1]["counts"]["train"] == 2
 
 
-@pytest.mark.parametrize("name", ["../escaped", "{absolute}/escaped", None])
-def test_an_archive_cannot_write_outside_its_folder(tmp_path, name):
+def test_an_archive_that_is_cut_short_is_one_sentence(tmp_path):
     (tmp_path / "LJSpeech-download").mkdir()
-    archive = tmp_path / "LJSpeech-download" / "LJSpeech-1.1.tar.bz2"
-    if name is None:
-        archive.write_bytes(b"BZh9 cut short")
-    else:
-        with tarfile.open(archive, "w:bz2") as tar:
-            tar.addfile(tarfile.TarInfo(name.format(absolute=tmp_path)))
+    (tmp_path / "LJSpeech-download" / "LJSpeech-1.1.tar.bz2").write_bytes(b"BZh9 cut short")
     with pytest.raises(UserError, match="LJSpeech-download, or place"):
         utils.download_ljspeech(tmp_path)
     assert os.listdir(tmp_path) == ["LJSpeech-download"]
@@ -319,23 +305,3 @@ def test_channels_that_agree_are_averaged_and_otherwise_the_loudest_is_taken(tmp
         samples = utils.read_audio(tmp_path / "stereo.wav").numpy()
         sign = np.sign(samples @ tone)
         np.testing.assert_allclose(sign * samples, taken * tone, atol=1e-5)
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
-@pytest.mark.parametrize("blank_lines", [0, 2])
-def test_metadata_saved_by_other_editors(tmp_path, encoding, line_end, blank_lines):
-    root = write_corpus(tmp_path)
-    splits, _ = utils.load_ljspeech(tmp_path)
-    text = (root / "metadata.csv").read_text().rstrip("\n") + (1 + blank_lines) * "\n"
-    (root / "metadata.csv").write_bytes(text.replace("\n", line_end).encode(encoding))
-    assert utils.load_ljspeech(tmp_path)[0] == splits
-
-
-@POSIX
-def test_the_true_reason_when_metadata_cannot_be_read(tmp_path):
-    root = write_corpus(tmp_path)
-    (root / "metadata.csv").unlink()
-    (root / "metadata.csv").mkdir()
-    with pytest.raises(UserError, match=r"cannot read .*metadata\.csv \(Is a directory\)"):
-        utils.load_ljspeech(tmp_path)

@@ -98,6 +98,26 @@ def difference(a, b, digits=3):
     return f"{signed(size, digits)} (95 % interval {interval(low, high, digits)})"
 
 
+def paired(a, b):
+    """The mean of a - b, one value a seed each, and its 95 % t interval."""
+    gaps = [x - y for x, y in zip(a, b, strict=True)]
+    half = stats.t.ppf(0.975, len(gaps) - 1) * stdev(gaps) / math.sqrt(len(gaps))
+    return mean(gaps), mean(gaps) - half, mean(gaps) + half
+
+
+def paired_difference(a, b, digits=3):
+    size, low, high = paired(a, b)
+    return f"{signed(size, digits)} (95 % interval {interval(low, high, digits)})"
+
+
+def over_images(a, b, n):
+    """95 % interval of the difference of two accuracies that the choice of n images leaves, the two
+    networks' answers taken as independent.
+    """
+    error = math.sqrt(a * (1 - a) / n + b * (1 - b) / n)
+    return a - b - 1.96 * error, a - b + 1.96 * error
+
+
 def matching(results, pattern):
     """The results whose names match, in the order of their names; KeyError where there is none."""
     found = [results[name] for name in sorted(results) if re.fullmatch(pattern, name)]
@@ -139,6 +159,7 @@ def q1_numbers(results):
     return {
         "processor": q1["environment"]["processor"],
         "threads": q1["environment"]["threads"],
+        "rounds": q1["config"].get("rounds", 3),
         "dims": listing(dims),
         "D": D,
         "L": f"{L:,}",
@@ -157,9 +178,15 @@ def q1_numbers(results):
         "refused": listing(row["n_terms"] for row in even if None in row["error"]),
         "slopes_linear": slopes("linear"),
         "slopes_fused": slopes("softmax, fused"),
-        "slope_lengths": listing(
-            f"{length:,}" for length in linear.get("slope_lengths", linear["seq_lens"][-3:])
-        ),
+        "slope_lengths": listing(f"{length:,}" for length in linear["seq_lens"][-3:]),
+        "growth_by_D": growth_by_D(q1, L, lambda D: at_length(curve(q1, "linear", D), L, "seconds")),
+        "growth_by_count": growth_by_D(q1, L, lambda D: D * reduced(D)),
+        "fused_bytes": bytes_text(at_length(fused, L, "peak_bytes")),
+        "memory_row": bytes_text(4 * D * reduced(D)),
+        "floor_of_five": f"{least_of_series(5):.2f}",
+        "faults": whole(round(faults(results)["given_back"])),
+        "faults_kept": f"{faults(results)['kept']:.0f}",
+        "faults_at": f"{faults(results)['L']:,}",
         "faster": f"{at_length(fused, L, 'seconds') / at_length(linear, L, 'seconds'):.1f}",
         "faster_by_count": f"{L / reduced(D):.1f}",
         "fused_longest": time_text(fused["seconds"][-1]),
@@ -169,6 +196,23 @@ def q1_numbers(results):
         "linear_bytes": bytes_text(linear["peak_bytes"][-1]),
         "rows": q1_rows(q1, L),
     }
+
+
+def faults(results):
+    """Page faults in a call of the plain formula, at the longest length that was counted."""
+    return results["q1-faults"]["rows"][-1]
+
+
+def growth_by_D(q1, L, cost):
+    """By which factors a cost grows from one head size to the next."""
+    dims = q1["config"]["dims"]
+    return listing(f"{cost(big) / cost(small):.1f}" for small, big in zip(dims, dims[1:]))
+
+
+def least_of_series(n_terms):
+    """The least value of the exponential's series with an odd number of terms."""
+    t = np.linspace(-5, 5, 100_001)
+    return min(sum(t**n / math.factorial(n) for n in range(n_terms)))
 
 
 def reduced(D):
@@ -201,7 +245,8 @@ CLASSES = ("CNV", "DME", "drusen", "normal")
 
 def search(results, epochs=""):
     """The search over learning rates; `epochs`: the end of its name, "" or "-epochs150"."""
-    return matching(results, rf"q2-search-lr[\d._]+-seed[\d_]+{epochs}")[0]
+    (found,) = matching(results, rf"q2-search-lr[\d._]+-seed[\d_]+{epochs}")
+    return found
 
 
 def network(results, name, rate, epochs=""):
@@ -278,6 +323,39 @@ def q2_networks(results):
     }
 
 
+def class_rows(search):
+    """The number of images of each class, a row for each split."""
+    rows = []
+    for split, title in (("train", "training"), ("val", "validation"), ("test", "test")):
+        found = search["data"]["class_counts"][split]
+        rows.append([title, *map(str, found), f"{sum(found):,}"])
+    return rows
+
+
+def compared_rows(runs):
+    """Q2.2: both networks after 15 epochs and after 150."""
+    rows = []
+    for epochs, end in ((15, ""), (150, "150")):
+        for name, title in (("pool", "max-pool"), ("strided", "strided")):
+            group = runs[name + end]
+            rows.append(
+                [
+                    f"{epochs}, {group[0]['config']['learning_rate']:g}",
+                    title,
+                    spread(last(group, "train_loss")),
+                    spread(last(group, "val_accuracy")),
+                    spread(test(group)),
+                    spread(test(group, "auc")),
+                ]
+            )
+    return rows
+
+
+def shift_gap(runs, n):
+    """What strides lose by a shift of n pixels, less what max-pooling loses."""
+    return difference(lost_by_shift(runs["strided150"], n), lost_by_shift(runs["pool150"], n))
+
+
 def q2_numbers(results):
     short, long = search(results), search(results, "-epochs150")
     runs = q2_networks(results)
@@ -300,6 +378,13 @@ def q2_numbers(results):
         "rows": q2_rows(results, ""),
         "rows150": q2_rows(results, "-epochs150"),
         "network_rows": network_rows(runs),
+        "class_rows": class_rows(short),
+        "compared_rows": compared_rows(runs),
+        "shift_gaps": [shift_gap(runs, n) for n in (1, 2, 3)],
+        "recall_leads": [
+            f"{mean(recall(runs['pool150'], k)) - mean(recall(runs['strided150'], k)):.2f}"
+            for k in range(len(CLASSES))
+        ],
         "share_selecting": percent(results["q2-control"]["share_left"]),
         "share_interval": " to ".join(map(percent, results["q2-control"]["interval"])),
     }
@@ -313,7 +398,12 @@ def q2_numbers(results):
     high = network(results, "maxpool", "0.1", "-epochs150")
     fallen = collapsed(high, long)
     others = [run for run in high if run not in fallen]
+    middle = network(results, "maxpool", "0.01", "-epochs150")
+    numbers["middle_over_high"] = difference(
+        last(middle, "val_accuracy"), last(high, "val_accuracy")
+    )
     numbers["n_fallen"] = len(fallen)
+    numbers["val_of_fallen"] = listing(f"{value:.3f}" for value in last(fallen, "val_accuracy"))
     numbers["lowest_of_fallen"] = listing(
         f"{min(row['train_loss'] for row in run['epochs']):.2f}" for run in fallen
     )
@@ -321,16 +411,17 @@ def q2_numbers(results):
 
     for name, found in runs.items():
         numbers[name] = scores_of(found)
-        numbers[f"lost_{name}"] = spread([100 * share for share in lost_by_shift(found)], 0) + " %"
     numbers["lead_size"] = f"{welch(test(runs['pool']), test(runs['strided']))[0]:.3f}"
     numbers["lead"] = difference(test(runs["pool"]), test(runs["strided"]))
     numbers["lead_val"] = difference(
         last(runs["pool"], "val_accuracy"), last(runs["strided"], "val_accuracy")
     )
+    accuracies = mean(test(runs["pool"])), mean(test(runs["strided"]))
+    numbers["lead_over_images"] = interval(*over_images(*accuracies, numbers["n_test"]))
     numbers["lead150"] = difference(test(runs["pool150"]), test(runs["strided150"]))
     numbers["selecting"] = difference(test(runs["pool150"]), test(runs["average150"]))
     numbers["looking"] = difference(test(runs["average150"]), test(runs["strided150"]))
-    expected, error = reweighted(long, runs["pool150"])
+    expected, error = reweighted(short, runs["pool"])
     return {**numbers, "reweighted": f"{expected:.3f}", "error_of_val": f"{error:.3f}"}
 
 
@@ -362,11 +453,7 @@ def q2_rows(results, epochs):
     return rows
 
 
-NETWORKS = {
-    "pool150": "max-pool",
-    "average150": "average",
-    "strided150": "strided",
-}
+NETWORKS = ("pool150", "average150", "strided150")
 
 
 def network_rows(runs):
@@ -377,11 +464,11 @@ def network_rows(runs):
         ["training loss", *(spread(last(group, "train_loss")) for group in found)],
         ["validation", *(spread(last(group, "val_accuracy")) for group in found)],
         ["test", *(spread(test(group)) for group in found)],
+        ["test AUC", *(spread(test(group, "auc")) for group in found)],
     ]
     for k, name in enumerate(CLASSES):
         rows.append([name, *(spread(recall(group, k), 2) for group in found)])
-    moved = [[row[3] for row in test(group, "accuracy_shifted")] for group in found]
-    return [*rows, ["test, moved", *(spread(values) for values in moved)]]
+    return rows
 
 
 # -------------------------------------------------------------------------------------- Question 3
@@ -423,7 +510,7 @@ def counts_of(pairs):
     """How the clips of one seed fall out."""
     lstm, transformer = pairs.T
     lead = transformer - lstm
-    far = abs(lead) > 0.1
+    lost = is_derailed(pairs).any(axis=1)  # by one of the two, or by both
     return {
         "lstm_better": int((lead < 0).sum()),
         "transformer_better": int((lead > 0).sum()),
@@ -433,9 +520,9 @@ def counts_of(pairs):
         "transformer_exact": int(is_exact(transformer).sum()),
         "lstm_derailed": int(is_derailed(lstm).sum()),
         "transformer_derailed": int(is_derailed(transformer).sum()),
-        "far": int(far.sum()),
-        "lead_of_far": float(lead[far].sum() / len(lead)),
-        "lead_of_near": float(lead[~far].sum() / len(lead)),
+        "lost": int(lost.sum()),
+        "lead_of_lost": float(lead[lost].sum() / len(lead)),
+        "lead_of_kept": float(lead[~lost].sum() / len(lead)),
     }
 
 
@@ -459,6 +546,30 @@ def looping_texts(results, decoder):
     return sum(ends_in_a_loop(row["hypothesis"]) for row in rows), len(rows)
 
 
+def kinds_of_failure(results, decoder):
+    """How the texts below 0.7 of all seeds go wrong: in a loop, too long otherwise, too short, else."""
+    texts = results["q3-derailed"]["texts"]
+    kinds = Counter()
+    for seed in SEEDS:
+        for row in texts[f"q3-{decoder}-full-seed{seed}"]:
+            written, n = row["hypothesis"], len(row["reference"])
+            if ends_in_a_loop(written):
+                kinds["loop"] += 1
+            elif len(written) > 1.25 * n:
+                kinds["long"] += 1
+            elif len(written) < 0.75 * n:
+                kinds["short"] += 1
+            else:
+                kinds["other"] += 1
+    return kinds
+
+
+def derailed_counts(results, decoder):
+    """What q3-derailed.json counted in all texts of each seed."""
+    counts = results["q3-derailed"]["derails"]["counts"]
+    return [counts[f"q3-{decoder}-full-seed{seed}"] for seed in SEEDS]
+
+
 def discordant(pairs, is_so):
     """McNemar's test of a yes-or-no question about clips: how many say yes for the LSTM alone, how
     many for the transformer alone, and the p-value that this is chance.
@@ -466,6 +577,23 @@ def discordant(pairs, is_so):
     lstm, transformer = is_so(pairs).T
     alone = int((lstm & ~transformer).sum()), int((transformer & ~lstm).sum())
     return *alone, float(stats.binomtest(alone[0], sum(alone)).pvalue)
+
+
+def sign_test(pairs):
+    """p-value that as many clips are written better by one as by the other."""
+    lead = pairs[:, 1] - pairs[:, 0]
+    p = stats.binomtest(int((lead < 0).sum()), int((lead != 0).sum())).pvalue
+    return f"{p:.2f}" if p >= 0.001 else "< 0.001"
+
+
+def trial_p(results):
+    """Fisher's test of the small grammar's runs that align with nothing given, LSTM or transformer."""
+    table = []
+    for name in ("lstm-trial-noctc", "transformer-trial-noctc-random"):
+        found = trials(results, name)
+        aligned = sum(passes_half(run) is not None for run in found)
+        table.append([aligned, len(found) - aligned])
+    return f"{stats.fisher_exact(table).pvalue:.2f}"
 
 
 def is_exact(similarities):
@@ -554,7 +682,15 @@ def score_rows(results):
     for decoder, title in DECODERS.items():
         runs = full_runs(results, decoder)
         rows.append([title, *(spread(test(runs, key)) for key in ("loss", *SCORES))])
+    for decoder, title in DECODERS.items():
+        rows.append([f"{title}, as handed out", *handed_out_cells(results, decoder)])
     return rows
+
+
+def handed_out_cells(results, decoder):
+    """The test scores of the one run without CTC loss and clock."""
+    run = results[f"q3-{decoder}-full-handed-out"]
+    return [f"{run['test'][key]:.3f}" for key in ("loss", *SCORES)]
 
 
 def clip_rows(results):
@@ -619,15 +755,29 @@ def q3_decoder(results, decoder):
     handed_out = results[f"q3-{decoder}-full-handed-out"]
     counts = [counts_of(pairs) for pairs in clip_pairs(results)]
     numbers = {key: spread(test(runs, key)) for key in ("loss", *SCORES)}
-    numbers |= {f"val_{key}": spread(last(runs, key)) for key in SCORES}
+    similarities = ("damerau_levenshtein", "jaccard", "cosine")
+    numbers |= {f"val_{key}": spread(last(runs, key)) for key in similarities}
+    derailed = derailed_counts(results, decoder)
+    eighths = np.mean([by_length(run, 8) for run in runs], axis=0)
+    gaps = [row["dl_less_jaccard"] for row in derailed]
     numbers |= {
         "first_val_loss": spread([run["epochs"][0]["val_loss"] for run in runs]),
         "val_loss": spread(last(runs, "val_loss")),
         "parameters": f"{runs[0]['parameters']:,}",
-        "shortest": f"{mean(by_length(run, 3)[0] for run in runs):.3f}",
-        "longest": f"{mean(by_length(run, 3)[2] for run in runs):.3f}",
+        "best_eighth": f"{max(eighths):.3f}",
+        "longest_eighth": f"{eighths[-1]:.3f}",
+        "train_loss": spread(last(runs, "train_loss")),
+        "kinds": kinds_of_failure(results, decoder),
+        "derails": extent(row["derails"] for row in derailed),
+        "skips": extent(row["skips"] for row in derailed),
+        "share_of_letter_errors": extent(
+            round(100 * row["share_of_letter_errors"]) for row in derailed
+        ),
+        "words_to_letters": f"{mean(test(runs, 'wer')) / mean(test(runs, 'cer')):.1f}",
+        "dl_over_jaccard": signed(mean(gap["at least 0.9"] for gap in gaps)),
+        "dl_under_jaccard": signed(mean(gap["below 0.7"] for gap in gaps)),
         "handed_out": f"{similarity(handed_out):.3f}",
-        "handed_out_loss": f"{handed_out['test']['loss']:.3f}",
+        "handed_out_cells": handed_out_cells(results, decoder),
         "handed_out_aligned": passes_half(handed_out),
         "aligned": listing(sorted({passes_half(run) for run in runs})),
         "exact": extent(count[f"{decoder}_exact"] for count in counts),
@@ -659,17 +809,22 @@ def q3_numbers(results):
         "score_rows": score_rows(results),
         "clip_rows": clip_rows(results),
         "leads": listing(f"{signed(m, 4)} ({interval(*i, 4)})" for m, *i in map(mean_lead, pairs)),
-        "lead_of_seeds": difference(
+        "lead_of_seeds": paired_difference(
             [similarity(run) for run in transformer], [similarity(run) for run in lstm], digits=4
         ),
-        "far": extent(count["far"] for count in counts),
-        "leads_of_far": listing(signed(count["lead_of_far"], 4) for count in counts),
-        "leads_of_near": listing(signed(count["lead_of_near"], 4) for count in counts),
+        "lost": extent(count["lost"] for count in counts),
+        "leads_of_lost": listing(signed(count["lead_of_lost"], 4) for count in counts),
+        "leads_of_kept": listing(signed(count["lead_of_kept"], 4) for count in counts),
+        "sign_p": listing(sign_test(p) for p in pairs),
+        "trial_p": trial_p(results),
+        "more_parameters": f"{lstm[0]['parameters'] - transformer[0]['parameters']:,}",
         "smallest_lead": f"{min(mean_lead(p)[0] for p in pairs):.3f}",
         "largest_lead": f"{max(mean_lead(p)[0] for p in pairs):.3f}",
         "clock_only": f"{similarity(results['q3-transformer-full-noctc']):.3f}",
-        "wer_difference": difference(test(transformer, "wer"), test(lstm, "wer")),
-        "words_to_letters": f"{mean(test(lstm, 'wer')) / mean(test(lstm, 'cer')):.1f}",
+        "loss_difference": paired_difference(test(transformer, "loss"), test(lstm, "loss")),
+        "wer_difference": paired_difference(test(transformer, "wer"), test(lstm, "wer")),
+        "cer_difference": paired_difference(test(transformer, "cer"), test(lstm, "cer")),
+        "longest_clip": f"{max(lstm[0]['clips']['seconds']):.1f}",
         "trial_rows": trial_rows(results),
         "n_trials": len(trials(results, "lstm-trial-ctc")),
         "unrelated": {key: f"{value:.3f}" for key, value in unrelated.items()},
@@ -678,6 +833,7 @@ def q3_numbers(results):
         "unrelated_real": f"{real_run['unrelated']['damerau_levenshtein']:.3f}",
         "n_real": f"{sum(real.values()):,}",
         "n_real_train": real["train"],
+        "n_real_val": real["val"],
         "n_real_test": real["test"],
         "real_rows": real_rows(results),
         "greedy": f"{model['test']['greedy']['damerau_levenshtein']:.3f}",

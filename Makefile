@@ -110,7 +110,7 @@ lint: .venv/ready  ## ruff, the notebook included
 	"$(PY)" -m ruff format --check .
 
 # uv installs in a fifth of pip's time; where there is no wheel of uv, pip does it.
-install = "$(PY)" -m uv pip install --quiet --python "$(PY)" $1 2>/dev/null \
+install = UV_HTTP_TIMEOUT=300 "$(PY)" -m uv pip install --quiet --python "$(PY)" $1 \
 	|| "$(PY)" -m pip install --quiet --disable-pip-version-check $1
 
 .venv/ready: requirements.txt

@@ -88,7 +88,7 @@ def q1_4_the_memory_of_linear_attention_stops_growing(results):
 
 
 # -------------------------------------------------------------------------------------- Question 2
-_THREE = ("pool", "average", "strided")
+NETWORKS = ("pool", "average", "strided")
 
 
 def rates(results, epochs=""):
@@ -102,7 +102,7 @@ def q2_1_the_largest_rate_is_best_after_15_epochs(results):
 
 
 @claim
-def q2_1_only_the_largest_rate_learns(results):
+def q2_1_only_the_largest_rate_learns_much(results):
     floor = evidence.loss_of_shares(search(results))
     high, middle, low = (mean(last(runs, "train_loss")) for runs in rates(results))
     return high < 0.8 * floor and min(middle, low) > 0.95 * floor
@@ -195,14 +195,35 @@ def q2_3_the_average_lies_between(results):
 
 
 @claim
+def q2_3_after_15_epochs_the_average_is_level_with_strides(results):
+    runs = evidence.q2_networks(results)
+    pool, average, strided = (test(runs[name]) for name in ("pool", "average", "strided"))
+    return is_larger(pool, average) and are_not_told_apart(average, strided)
+
+
+@claim
+def q2_2_at_the_larger_rate_strides_are_no_better_after_150_epochs(results):
+    runs = evidence.q2_networks(results)
+    return not is_larger(test(runs["strided150_fast"]), test(runs["strided150"]))
+
+
+@claim
+def q2_3_shifts_are_no_sign_that_pooling_tolerates_them_better(results):
+    runs = evidence.q2_networks(results)
+    return not any(
+        is_larger(*(evidence.lost_by_shift(runs[f"{name}150"], n) for name in ("strided", "pool")))
+        for n in (1, 2, 3)
+    )
+
+
+@claim
 def q2_3_the_lead_comes_from_dme_and_drusen(results):
     runs = evidence.q2_networks(results)
     found = [[mean(recall(runs[name], k)) for k in range(4)] for name in ("pool150", "strided150")]
     leads = [pool - strided for pool, strided in zip(*found)]
     hardest = [sorted(range(4), key=row.__getitem__)[:2] for row in found]
-    return min(leads[1], leads[2]) > max(leads[0], leads[3]) and all(
-        set(pair) == {1, 2} for pair in hardest
-    )
+    three_quarters = 0.7 < (leads[1] + leads[2]) / sum(leads) < 0.8
+    return three_quarters and all(set(pair) == {1, 2} for pair in hardest)
 
 
 @claim
@@ -224,23 +245,15 @@ def q2_3_the_most_frequent_error_is_drusen_taken_for_normal(results):
 @claim
 def q2_3_the_average_fits_worst(results):
     runs = evidence.q2_networks(results)
-    losses = {name: mean(last(runs[f"{name}150"], "train_loss")) for name in _THREE}
+    losses = {name: mean(last(runs[f"{name}150"], "train_loss")) for name in NETWORKS}
     return max(losses, key=losses.get) == "average"
 
 
 @claim
 def q2_3_on_validation_the_average_is_not_ahead_of_strides(results):
     runs = evidence.q2_networks(results)
-    average, strided = (last(runs[f"{name}150"], "val_accuracy") for name in _THREE[1:])
+    average, strided = (last(runs[f"{name}150"], "val_accuracy") for name in NETWORKS[1:])
     return not is_larger(average, strided)
-
-
-@claim
-def q2_3_shifts_do_not_tell_the_networks_apart(results):
-    runs = evidence.q2_networks(results)
-    return are_not_told_apart(
-        *(evidence.lost_by_shift(runs[name]) for name in ("pool150", "strided150"))
-    )
 
 
 # -------------------------------------------------------------------------------------- Question 3
@@ -324,28 +337,27 @@ def q3_3_over_the_clips_its_lead_is_beyond_chance_in_two_seeds_of_three(results)
 
 
 @claim
-def q3_3_the_lstm_is_better_on_more_clips_and_the_median_is_zero(results):
+def q3_3_the_lstm_is_better_on_more_clips_beyond_chance_with_one_seed(results):
+    p_values = [evidence.sign_test(pairs) for pairs in evidence.clip_pairs(results)]
     rows = counts(results)
-    return all(
+    return p_values.count("< 0.001") == 1 and all(
         row["lstm_better"] > row["transformer_better"] and row["median"] == 0 for row in rows
     )
 
 
 @claim
-def q3_3_the_whole_lead_comes_from_few_clips(results):
-    return all(row["lead_of_far"] > 0 > row["lead_of_near"] for row in counts(results))
+def q3_3_lost_texts_carry_more_than_half_of_the_lead(results):
+    return all(row["lead_of_lost"] > max(0, row["lead_of_kept"]) for row in counts(results))
 
 
 @claim
-def q3_3_words_do_not_tell_the_decoders_apart(results):
-    lstm, transformer = both(results)
-    return are_not_told_apart(test(lstm, "wer"), test(transformer, "wer"))
+def q3_3_words_do_not_tell_the_decoders_apart_and_letters_and_loss_do(results):
+    def gap(key):
+        lstm, transformer = (test(runs, key) for runs in both(results))
+        return evidence.paired(transformer, lstm)[1:]
 
-
-@claim
-def q3_3_letters_do(results):
-    lstm, transformer = both(results)
-    return is_larger(test(lstm, "cer"), test(transformer, "cer"))
+    (low, high), cer, loss = gap("wer"), gap("cer"), gap("loss")
+    return low < 0 < high and cer[1] < 0 < loss[0]
 
 
 @claim
@@ -364,9 +376,30 @@ def q3_3_the_lstm_loses_more_on_long_clips(results):
 
 
 @claim
-def q3_3_exact_loops_are_the_lstms(results):
+def q3_3_exact_loops_are_rarer_in_the_transformer_and_a_fifth_of_the_lstms(results):
     (lstm, n), (transformer, m) = (evidence.looping_texts(results, d) for d in evidence.DECODERS)
-    return lstm / n > 3 * transformer / m
+    return lstm / n > 3 * transformer / m and 0.15 < lstm / n < 0.25
+
+
+@claim
+def q3_3_the_mean_similarity_is_not_settled_over_the_seeds(results):
+    lstm, transformer = both(results)
+    scores = [[evidence.similarity(run) for run in group] for group in (transformer, lstm)]
+    _, low, high = evidence.paired(*scores)
+    return low < 0 < high
+
+
+@claim
+def q3_3_the_lstm_derails_more_often_by_the_other_count_too(results):
+    lstm, transformer = (evidence.derailed_counts(results, d) for d in evidence.DECODERS)
+    return all(a["derails"] > 2 * b["derails"] for a, b in zip(lstm, transformer))
+
+
+@claim
+def q3_4_dl_is_above_jaccard_on_nearly_right_texts_and_below_on_lost_ones(results):
+    rows = [row for d in evidence.DECODERS for row in evidence.derailed_counts(results, d)]
+    gaps = [row["dl_less_jaccard"] for row in rows]
+    return all(gap["at least 0.9"] > 0 > gap["below 0.7"] for gap in gaps)
 
 
 @claim
@@ -385,12 +418,11 @@ def q3_3_clock_and_ctc_help_the_transformer(results):
 
 
 @claim
-def q3_3_on_the_small_grammar_it_is_the_other_way_round(results):
+def q3_3_on_the_small_grammar_the_lstm_always_aligns_and_the_transformer_in_three_of_five(results):
     def n_aligned(name):
         return sum(evidence.passes_half(run) is not None for run in evidence.trials(results, name))
 
-    n_runs = len(evidence.trials(results, "lstm-trial-noctc"))
-    return n_aligned("lstm-trial-noctc") == n_runs > n_aligned("transformer-trial-noctc-random")
+    return (n_aligned("lstm-trial-noctc"), n_aligned("transformer-trial-noctc-random")) == (5, 3)
 
 
 @claim
@@ -427,8 +459,7 @@ def q3_5_real_clips_alone_teach_hardly_anything(results):
 
 
 @claim
-def q3_5_the_search_gains_more_than_the_choice_of_the_decoder(results):
+def q3_5_the_search_raises_similarity_and_lowers_wer(results):
     scores = results["q3-model"]["test"]
-    gain = scores["beam"]["damerau_levenshtein"] - scores["greedy"]["damerau_levenshtein"]
-    lstm, transformer = (real(results, decoder, "finetuned") for decoder in evidence.DECODERS)
-    return gain > abs(transformer - lstm) and scores["beam"]["wer"] < scores["greedy"]["wer"]
+    gain = scores["beam"]["interval"][0] > scores["greedy"]["interval"][1]
+    return gain and scores["beam"]["wer"] < scores["greedy"]["wer"]

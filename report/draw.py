@@ -27,9 +27,36 @@ def band(axis, x, rows, **options):
     )
 
 
+def source_of(run):
+    """The data's label, without the name of a file."""
+    return run["data"]["source"].replace("ljspeech_metadata_full.csv", "LJ Speech")
+
+
+def draw_rates(results):
+    """Q2.1: 150 epochs at three rates; validation accuracy a panel for each rate, a line a seed."""
+    rates = {"0.1": "C0", "0.01": "C1", "0.001": "C2"}
+    figure, axes = utils.pyplot().subplots(1, 4, figsize=(6.8, 1.9), layout="constrained")
+    for rate, colour in rates.items():
+        runs = evidence.network(results, "maxpool", rate, "-epochs150")
+        losses = [[row["train_loss"] for row in run["epochs"]] for run in runs]
+        band(axes[0], range(1, 151), losses, color=colour, label=rate)
+    axes[0].set(xlabel="Epoch", ylabel="Training loss", ylim=(0, None))
+    axes[0].legend(frameon=False, fontsize=7, title="rate", title_fontsize=7)
+    for axis, (rate, colour) in zip(axes[1:], rates.items()):
+        for run in evidence.network(results, "maxpool", rate, "-epochs150"):
+            accuracies = [row["val_accuracy"] for row in run["epochs"]]
+            axis.plot(range(1, 151), accuracies, color=colour, linewidth=0.5)
+        axis.set(xlabel="Epoch", ylim=(0.1, 1), title=f"rate {rate}")
+    axes[1].set(ylabel="Validation accuracy")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    utils.save_figure(figure, REPORT, "CNN-rates-epochs150-seeds", source_of(runs[0]))
+
+
 def draw_curves(results, decoder):
     """Q3.1, Q3.2: losses, similarities and error rates after each epoch."""
     runs = evidence.full_runs(results, decoder)
+    handed_out = results[f"q3-{decoder}-full-handed-out"]
     panels = {
         "Cross-entropy (nats per token)": {"val_loss": "validation", "train_loss": "training"},
         "Similarity on validation": {
@@ -45,13 +72,22 @@ def draw_curves(results, decoder):
         for (key, label), style in zip(curves.items(), ("-", "--", ":")):
             rows = [[epoch[key] for epoch in run["epochs"]] for run in runs]
             epochs = range(1, len(rows[0]) + 1)
-            band(axis, epochs, rows, color=COLOURS[decoder], linestyle=style, label=label)
+            options = {
+                "color": COLOURS[decoder],
+                "linestyle": style,
+                "marker": ".",
+                "markersize": 3,
+            }
+            band(axis, epochs, rows, **options, label=label)
+        first = next(iter(curves))
+        if first != "wer":
+            values = [epoch[first] for epoch in handed_out["epochs"]]
+            axis.plot(epochs, values, color="gray", linewidth=0.8, label="as handed out")
         axis.set(xlabel="Epoch", ylabel=ylabel, ylim=(0, None))
         axis.grid(alpha=0.3)
         axis.legend(loc=where, frameon=False, fontsize=7, handlelength=1.8)
     axes[1].set(ylim=(0, 1.02))
-    source = runs[0]["data"]["source"]
-    utils.save_figure(figure, REPORT, f"q3-full-{decoder}", source)
+    utils.save_figure(figure, REPORT, f"q3-full-{decoder}", source_of(runs[0]))
 
 
 def draw_clips(results):
@@ -87,9 +123,8 @@ def draw_clips(results):
     right.legend(frameon=False)
     for axis in (left, middle, right):
         axis.grid(alpha=0.3)
-    utils.save_figure(
-        figure, REPORT, "q3-full-clips", results["q3-lstm-full-seed42"]["data"]["source"]
-    )
+    source = source_of(results["q3-lstm-full-seed42"])
+    utils.save_figure(figure, REPORT, "q3-full-clips", source)
 
 
 def labels_of(text, closest=5):
@@ -106,23 +141,30 @@ def labels_of(text, closest=5):
 def draw_derailed(results):
     """Q3.3: where cross-attention listens while a text goes wrong, and while it goes right."""
     maps = results["q3-derailed"]["maps"]
-    figure, axes = utils.pyplot().subplots(1, 3, figsize=(6.8, 3.4), layout="constrained")
-    titles = ("LSTM, goes round in circles", "transformer, the same clip", "LSTM, jumps ahead")
+    figure, axes = utils.pyplot().subplots(1, 4, figsize=(7.2, 3.1), layout="constrained")
+    titles = (
+        "LSTM: a loop",
+        "transformer: the same",
+        "transformer: a loop",
+        "LSTM: a jump",
+    )
     for axis, title, shown in zip(axes, titles, maps):
         weights = np.array(shown["percent"]) / 100  # (letters, time)
         extent = (0, shown["seconds"], -0.5, len(weights) - 0.5)
         options = {"origin": "lower", "aspect": "auto", "cmap": "Blues"}
         axis.imshow(weights, extent=extent, norm=PowerNorm(0.45, vmin=0, vmax=0.8), **options)
         places, labels = labels_of(shown["written"][: len(weights)])
-        axis.set_yticks(places, labels, fontsize=6)
-        axis.set(title=title, xlabel="Time in the clip (s)")
-    source = results["q3-derailed"]["data"]["source"]
+        axis.set_yticks(places, labels, fontsize=5)
+        axis.set(xlabel="Time in the clip (s)")
+        axis.set_title(title, fontsize=8)
+    source = source_of(results["q3-derailed"])
     utils.save_figure(figure, REPORT, "q3-full-derailed", source)
 
 
 def main():
     paths = (REPORT / "results").glob("*.json")
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    draw_rates(results)
     for decoder in DECODERS:
         draw_curves(results, decoder)
     draw_clips(results)

@@ -9,6 +9,7 @@ A cell of a table is Typst markup: *bold*, $D$.
 import math
 import re
 from collections import Counter
+from itertools import pairwise
 from statistics import mean, stdev
 
 import jiwer
@@ -179,8 +180,8 @@ def q1_numbers(results):
         "slopes_linear": slopes("linear"),
         "slopes_fused": slopes("softmax, fused"),
         "slope_lengths": listing(f"{length:,}" for length in linear["seq_lens"][-3:]),
-        "growth_by_D": growth_by_D(q1, L, lambda D: at_length(curve(q1, "linear", D), L, "seconds")),
-        "growth_by_count": growth_by_D(q1, L, lambda D: D * reduced(D)),
+        "growth_by_D": growth_by_D(q1, lambda D: at_length(curve(q1, "linear", D), L, "seconds")),
+        "growth_by_count": growth_by_D(q1, lambda D: D * reduced(D)),
         "fused_bytes": bytes_text(at_length(fused, L, "peak_bytes")),
         "memory_row": bytes_text(4 * D * reduced(D)),
         "floor_of_five": f"{least_of_series(5):.2f}",
@@ -203,10 +204,10 @@ def faults(results):
     return results["q1-faults"]["rows"][-1]
 
 
-def growth_by_D(q1, L, cost):
+def growth_by_D(q1, cost):
     """By which factors a cost grows from one head size to the next."""
     dims = q1["config"]["dims"]
-    return listing(f"{cost(big) / cost(small):.1f}" for small, big in zip(dims, dims[1:]))
+    return listing(f"{cost(big) / cost(small):.1f}" for small, big in pairwise(dims))
 
 
 def least_of_series(n_terms):
@@ -317,9 +318,12 @@ def q2_networks(results):
     return {
         "pool": network(results, "maxpool", rate),
         "strided": network(results, "strided", rate),
+        "average": network(results, "avgpool", rate),
         "pool150": network(results, "maxpool", long_rate, "-epochs150"),
         "strided150": network(results, "strided", long_rate, "-epochs150"),
         "average150": network(results, "avgpool", long_rate, "-epochs150"),
+        "pool150_fast": network(results, "maxpool", "0.1", "-epochs150"),
+        "strided150_fast": network(results, "strided", "0.1", "-epochs150"),
     }
 
 
@@ -333,9 +337,9 @@ def class_rows(search):
 
 
 def compared_rows(runs):
-    """Q2.2: both networks after 15 epochs and after 150."""
+    """Q2.2: both networks after 15 epochs, and after 150 at two rates."""
     rows = []
-    for epochs, end in ((15, ""), (150, "150")):
+    for epochs, end in ((15, ""), (150, "150"), (150, "150_fast")):
         for name, title in (("pool", "max-pool"), ("strided", "strided")):
             group = runs[name + end]
             rows.append(
@@ -420,6 +424,8 @@ def q2_numbers(results):
     numbers["lead_over_images"] = interval(*over_images(*accuracies, numbers["n_test"]))
     numbers["lead150"] = difference(test(runs["pool150"]), test(runs["strided150"]))
     numbers["selecting"] = difference(test(runs["pool150"]), test(runs["average150"]))
+    numbers["selecting_short"] = difference(test(runs["pool"]), test(runs["average"]))
+    numbers["looking_short"] = difference(test(runs["average"]), test(runs["strided"]))
     numbers["looking"] = difference(test(runs["average150"]), test(runs["strided150"]))
     expected, error = reweighted(short, runs["pool"])
     return {**numbers, "reweighted": f"{expected:.3f}", "error_of_val": f"{error:.3f}"}
@@ -547,7 +553,7 @@ def looping_texts(results, decoder):
 
 
 def kinds_of_failure(results, decoder):
-    """How the texts below 0.7 of all seeds go wrong: in a loop, too long otherwise, too short, else."""
+    """How the texts below 0.7 go wrong: in a loop, too long otherwise, too short, or else."""
     texts = results["q3-derailed"]["texts"]
     kinds = Counter()
     for seed in SEEDS:
@@ -587,7 +593,7 @@ def sign_test(pairs):
 
 
 def trial_p(results):
-    """Fisher's test of the small grammar's runs that align with nothing given, LSTM or transformer."""
+    """Fisher's test of the small grammar's runs that align with neither CTC loss nor clock."""
     table = []
     for name in ("lstm-trial-noctc", "transformer-trial-noctc-random"):
         found = trials(results, name)
@@ -683,7 +689,7 @@ def score_rows(results):
         runs = full_runs(results, decoder)
         rows.append([title, *(spread(test(runs, key)) for key in ("loss", *SCORES))])
     for decoder, title in DECODERS.items():
-        rows.append([f"{title}, as handed out", *handed_out_cells(results, decoder)])
+        rows.append([f"{title}, handed out", *handed_out_cells(results, decoder)])
     return rows
 
 

@@ -1,5 +1,6 @@
 """The report about the committed results, and for any other folder a sheet of its results.
 
+    python -m report.draw                                 figures of the report that runs share
     python -m tools.make_report -out report               report/report.pdf: the answers
     python -m tools.make_report -out build/sample         build/sample/results.pdf: tables, figures
     python -m tools.make_report -out report -submission   the report, then <group>.zip: PDF and code

@@ -129,14 +129,33 @@ def test_welch_interval():
     )
 
 
+def test_paired_interval():
+    """By hand: gaps 1, 2 and 3, deviation 1, n = 3: 2 ± 4.303 / sqrt(3)."""
+    half = 4.303 / 3**0.5
+    assert np.allclose(evidence.paired([2, 4, 6], [1, 2, 3]), (2, 2 - half, 2 + half), atol=1e-3)
+
+
+def test_kinds_of_failure():
+    texts = {
+        "the cat sat on the mat " * 3: "loop",
+        "nothing of this was ever said in the recording, not one word": "long",
+        "the": "short",
+        "a dog lay on a rug now": "other",
+    }
+    rows = [{"hypothesis": text, "reference": "the cat sat on the mat"} for text in texts]
+    names = [f"q3-lstm-full-seed{seed}" for seed in evidence.SEEDS]
+    results = {"q3-derailed": {"texts": {**dict.fromkeys(names, []), names[0]: rows}}}
+    assert evidence.kinds_of_failure(results, "lstm") == dict.fromkeys(texts.values(), 1)
+
+
 def test_how_clips_fall_out():
     pairs = np.array([[1.0, 0.95], [0.5, 0.9], [0.8, 0.8], [0.6, 0.69]])  # LSTM, transformer
     counts = evidence.counts_of(pairs)
     assert (counts["lstm_better"], counts["transformer_better"], counts["tied"]) == (1, 2, 1)
     assert (counts["lstm_exact"], counts["transformer_exact"]) == (1, 0)
     assert (counts["lstm_derailed"], counts["transformer_derailed"]) == (2, 1)
-    assert counts["far"] == 1 and counts["lead_of_far"] == pytest.approx(0.1)
-    assert counts["lead_of_far"] + counts["lead_of_near"] == pytest.approx(np.diff(pairs).mean())
+    assert counts["lost"] == 2 and counts["lead_of_lost"] == pytest.approx(0.49 / 4)
+    assert counts["lead_of_lost"] + counts["lead_of_kept"] == pytest.approx(np.diff(pairs).mean())
 
 
 def test_every_claim_holds(results):
@@ -230,6 +249,12 @@ def falls_apart_when_moved(run):
     run["test"]["accuracy_shifted"][3] = 0.26 + run["seed"] / 100_000
 
 
+def writes_letters_in_disorder(result):
+    for counts in result["derails"]["counts"].values():
+        counts["derails"] = 100
+        counts["dl_less_jaccard"]["at least 0.9"] = -0.1
+
+
 def has_a_parameter_more(run):
     run["parameters"] += 1
     run["multiply_accumulates"] += 1
@@ -271,6 +296,9 @@ OPPOSITES = (
         edit("q2-avgpool-.*", ends_with(val_accuracy=0.95, train_loss=0.01)),
     ],
     [edit("q2-(strided|maxpool)-lr.*", has_a_parameter_more)],
+    [edit(r"q2-avgpool-lr0.1-seed\d+", tests_as(accuracy=0.55))],
+    [edit("q2-strided-lr0.1-.*-epochs150", tests_as(accuracy=0.7))],
+    [edit("q3-derailed", writes_letters_in_disorder)],
     [exchange(r"q3-lstm-full-seed\d+", r"q3-transformer-full-seed\d+")],
     [edit(Q3, always(val_loss=lambda epoch: epoch))],
     [edit(Q3, always(val_loss=lambda epoch: 2 / epoch))],

@@ -95,7 +95,7 @@ def make_parser():
     parser.epilog = (
         "WAV, FLAC, OGG and MP3 files of any sample rate, with any number of channels, as long as "
         "memory allows (an hour takes 1 GB). Convert others first: ffmpeg -i my.m4a my.wav. A "
-        "minute of speech takes about ten seconds on one core."
+        "minute of speech takes ten to twenty-five seconds on one core."
     )
     parser.add_argument("files", nargs="+", type=Path, help="sound files")
     parser.flag("model", type=Path, default=MODEL, help="a checkpoint of the notebook")

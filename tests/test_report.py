@@ -137,14 +137,14 @@ def test_paired_interval():
 
 def test_kinds_of_failure():
     texts = {
-        "the cat sat on the mat " * 3: "loop",
+        "the " * 20: "loop",
         "nothing of this was ever said in the recording, not one word": "long",
         "the": "short",
         "a dog lay on a rug now": "other",
     }
     rows = [{"hypothesis": text, "reference": "the cat sat on the mat"} for text in texts]
     names = [f"q3-lstm-full-seed{seed}" for seed in evidence.SEEDS]
-    results = {"q3-derailed": {"texts": {**dict.fromkeys(names, []), names[0]: rows}}}
+    results = {"q3-derailed": {"texts": {name: rows if name == names[0] else [] for name in names}}}
     assert evidence.kinds_of_failure(results, "lstm") == dict.fromkeys(texts.values(), 1)
 
 

@@ -222,7 +222,7 @@ def q2_3_the_lead_comes_from_dme_and_drusen(results):
     found = [[mean(recall(runs[name], k)) for k in range(4)] for name in ("pool150", "strided150")]
     leads = [pool - strided for pool, strided in zip(*found)]
     hardest = [sorted(range(4), key=row.__getitem__)[:2] for row in found]
-    three_quarters = 0.7 < (leads[1] + leads[2]) / sum(leads) < 0.8
+    three_quarters = 0.7 * sum(leads) < leads[1] + leads[2] < 0.8 * sum(leads)
     return three_quarters and all(set(pair) == {1, 2} for pair in hardest)
 
 

@@ -40,14 +40,16 @@ def draw_rates(results):
         runs = evidence.network(results, "maxpool", rate, "-epochs150")
         losses = [[row["train_loss"] for row in run["epochs"]] for run in runs]
         band(axes[0], range(1, 151), losses, color=colour, label=rate)
-    axes[0].set(xlabel="Epoch", ylabel="Training loss", ylim=(0, None))
+    axes[0].set(xlabel="Epoch", ylim=(0, None))
+    axes[0].set_ylabel("Training loss", fontsize=7)
     axes[0].legend(frameon=False, fontsize=7, title="rate", title_fontsize=7)
     for axis, (rate, colour) in zip(axes[1:], rates.items()):
         for run in evidence.network(results, "maxpool", rate, "-epochs150"):
             accuracies = [row["val_accuracy"] for row in run["epochs"]]
             axis.plot(range(1, 151), accuracies, color=colour, linewidth=0.5)
-        axis.set(xlabel="Epoch", ylim=(0.1, 1), title=f"rate {rate}")
-    axes[1].set(ylabel="Validation accuracy")
+        axis.set(xlabel="Epoch", ylim=(0.1, 1))
+        axis.set_title(f"rate {rate}", fontsize=8)
+    axes[1].set_ylabel("Validation accuracy", fontsize=7)
     for axis in axes:
         axis.grid(alpha=0.3)
     utils.save_figure(figure, REPORT, "CNN-rates-epochs150-seeds", source_of(runs[0]))
@@ -67,7 +69,8 @@ def draw_curves(results, decoder):
         "Error rate on validation": {"wer": "WER", "cer": "CER"},
     }
     figure, axes = utils.pyplot().subplots(1, 3, figsize=(6.8, 2.35), layout="constrained")
-    places = ("upper right", "lower right", "upper right")
+    middle = {"lstm": "center right", "transformer": "lower right"}[decoder]  # off the lines
+    places = ("upper right", middle, "upper right")
     for axis, where, (ylabel, curves) in zip(axes, places, panels.items()):
         for (key, label), style in zip(curves.items(), ("-", "--", ":")):
             rows = [[epoch[key] for epoch in run["epochs"]] for run in runs]

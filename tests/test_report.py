@@ -299,6 +299,7 @@ OPPOSITES = (
     [edit(r"q2-avgpool-lr0.1-seed\d+", tests_as(accuracy=0.55))],
     [edit("q2-strided-lr0.1-.*-epochs150", tests_as(accuracy=0.7))],
     [edit("q3-derailed", writes_letters_in_disorder)],
+    [edit(r"q3-lstm-full-seed\d+", tests_as(damerau_levenshtein=0.5))],
     [exchange(r"q3-lstm-full-seed\d+", r"q3-transformer-full-seed\d+")],
     [edit(Q3, always(val_loss=lambda epoch: epoch))],
     [edit(Q3, always(val_loss=lambda epoch: 2 / epoch))],

@@ -58,11 +58,18 @@ def q1_3_an_even_K_is_refused_somewhere(results):
 
 
 @claim
-def q1_4_time_grows_linearly_and_quadratically(results):
+def q1_4_time_grows_linearly_and_quadratically_at_the_largest_head(results):
     q1 = results["q1"]
-    powers = {"linear": 1, "softmax, fused": 2}
-    slopes = [(r["slope"], powers[r["method"]]) for r in q1["scaling"] if r["method"] in powers]
-    return all(abs(slope - power) < 0.1 for slope, power in slopes)
+    D = q1["config"]["dims"][-1]
+    linear, fused = (curve(q1, method, D)["slope"] for method in ("linear", "softmax, fused"))
+    return abs(linear - 1) < 0.1 and abs(fused - 2) < 0.1
+
+
+@claim
+def q1_4_with_smaller_heads_linear_attention_grows_more_slowly(results):
+    q1 = results["q1"]
+    slopes = [curve(q1, "linear", D)["slope"] for D in q1["config"]["dims"]]
+    return slopes == sorted(slopes) and slopes[-2] < 0.95
 
 
 @claim
@@ -214,6 +221,12 @@ def q2_3_shifts_are_no_sign_that_pooling_tolerates_them_better(results):
         is_larger(*(evidence.lost_by_shift(runs[f"{name}150"], n) for name in ("strided", "pool")))
         for n in (1, 2, 3)
     )
+
+
+@claim
+def q2_3_strides_lose_less_by_a_shift_of_one_pixel(results):
+    runs = evidence.q2_networks(results)
+    return is_larger(*(evidence.lost_by_shift(runs[f"{name}150"], 1) for name in ("pool", "strided")))
 
 
 @claim

@@ -16,6 +16,7 @@ from matplotlib.colors import PowerNorm
 
 REPORT = Path(__file__).resolve().parent
 COLOURS = {"lstm": "C0", "transformer": "C1"}
+LEGEND = {"frameon": False, "fontsize": 7, "handlelength": 1.8, "ncols": 2, "columnspacing": 1}
 
 
 def band(axis, x, rows, **options):
@@ -39,16 +40,15 @@ def draw_rates(results):
     for rate, colour in rates.items():
         runs = evidence.network(results, "maxpool", rate, "-epochs150")
         losses = [[row["train_loss"] for row in run["epochs"]] for run in runs]
-        band(axes[0], range(1, 151), losses, color=colour, label=rate)
+        band(axes[0], range(1, 151), losses, color=colour)
     axes[0].set(xlabel="Epoch", ylim=(0, None))
     axes[0].set_ylabel("Training loss", fontsize=7)
-    axes[0].legend(frameon=False, fontsize=7, title="rate", title_fontsize=7)
     for axis, (rate, colour) in zip(axes[1:], rates.items()):
         for run in evidence.network(results, "maxpool", rate, "-epochs150"):
             accuracies = [row["val_accuracy"] for row in run["epochs"]]
             axis.plot(range(1, 151), accuracies, color=colour, linewidth=0.5)
         axis.set(xlabel="Epoch", ylim=(0.1, 1))
-        axis.set_title(f"rate {rate}", fontsize=8)
+        axis.set_title(f"rate {rate}", fontsize=8, color=colour)
     axes[1].set_ylabel("Validation accuracy", fontsize=7)
     for axis in axes:
         axis.grid(alpha=0.3)
@@ -68,10 +68,8 @@ def draw_curves(results, decoder):
         },
         "Error rate on validation": {"wer": "WER", "cer": "CER"},
     }
-    figure, axes = utils.pyplot().subplots(1, 3, figsize=(6.8, 2.35), layout="constrained")
-    middle = {"lstm": "center right", "transformer": "lower right"}[decoder]  # off the lines
-    places = ("upper right", middle, "upper right")
-    for axis, where, (ylabel, curves) in zip(axes, places, panels.items()):
+    figure, axes = utils.pyplot().subplots(1, 3, figsize=(6.8, 2.6), layout="constrained")
+    for axis, (ylabel, curves) in zip(axes, panels.items()):
         for (key, label), style in zip(curves.items(), ("-", "--", ":")):
             rows = [[epoch[key] for epoch in run["epochs"]] for run in runs]
             epochs = range(1, len(rows[0]) + 1)
@@ -85,10 +83,10 @@ def draw_curves(results, decoder):
         first = next(iter(curves))
         if first != "wer":
             values = [epoch[first] for epoch in handed_out["epochs"]]
-            axis.plot(epochs, values, color="gray", linewidth=0.8, label="as handed out")
+            axis.plot(epochs, values, color="gray", linewidth=0.8, label="without CTC, clock")
         axis.set(xlabel="Epoch", ylabel=ylabel, ylim=(0, None))
         axis.grid(alpha=0.3)
-        axis.legend(loc=where, frameon=False, fontsize=7, handlelength=1.8)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), **LEGEND)
     axes[1].set(ylim=(0, 1.02))
     utils.save_figure(figure, REPORT, f"q3-full-{decoder}", source_of(runs[0]))
 
@@ -130,8 +128,9 @@ def draw_clips(results):
     utils.save_figure(figure, REPORT, "q3-full-clips", source)
 
 
-def labels_of(text, closest=5):
+def labels_of(text, n_labels=24):
     """(places, labels) along a text: its letters, or where that is too many, some of its words."""
+    closest = len(text) / n_labels
     if len(text) < 30:
         return range(len(text)), list(text.replace(" ", "␣"))
     words = []
@@ -157,7 +156,7 @@ def draw_derailed(results):
         options = {"origin": "lower", "aspect": "auto", "cmap": "Blues"}
         axis.imshow(weights, extent=extent, norm=PowerNorm(0.45, vmin=0, vmax=0.8), **options)
         places, labels = labels_of(shown["written"][: len(weights)])
-        axis.set_yticks(places, labels, fontsize=5)
+        axis.set_yticks(places, labels, fontsize=6.5)
         axis.set(xlabel="Time in the clip (s)")
         axis.set_title(title, fontsize=8)
     source = source_of(results["q3-derailed"])

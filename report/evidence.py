@@ -160,7 +160,7 @@ def q1_numbers(results):
     return {
         "processor": q1["environment"]["processor"],
         "threads": q1["environment"]["threads"],
-        "rounds": q1["config"].get("rounds", 3),
+        "rounds": q1["config"]["rounds"],
         "dims": listing(dims),
         "D": D,
         "L": f"{L:,}",
@@ -179,7 +179,8 @@ def q1_numbers(results):
         "refused": listing(row["n_terms"] for row in even if None in row["error"]),
         "slopes_linear": slopes("linear"),
         "slopes_fused": slopes("softmax, fused"),
-        "slope_lengths": listing(f"{length:,}" for length in linear["seq_lens"][-3:]),
+        "slope_lengths": extent(linear["slope_lengths"]),
+        "slope_lengths_plain": extent(curve(q1, "softmax, plain", D)["slope_lengths"]),
         "growth_by_D": growth_by_D(q1, lambda D: at_length(curve(q1, "linear", D), L, "seconds")),
         "growth_by_count": growth_by_D(q1, lambda D: D * reduced(D)),
         "fused_bytes": bytes_text(at_length(fused, L, "peak_bytes")),
@@ -386,7 +387,7 @@ def q2_numbers(results):
         "compared_rows": compared_rows(runs),
         "shift_gaps": [shift_gap(runs, n) for n in (1, 2, 3)],
         "recall_leads": [
-            f"{mean(recall(runs['pool150'], k)) - mean(recall(runs['strided150'], k)):.2f}"
+            f"{mean(recall(runs['pool150'], k)) - mean(recall(runs['strided150'], k)):.3f}"
             for k in range(len(CLASSES))
         ],
         "share_selecting": percent(results["q2-control"]["share_left"]),
@@ -473,7 +474,7 @@ def network_rows(runs):
         ["test AUC", *(spread(test(group, "auc")) for group in found)],
     ]
     for k, name in enumerate(CLASSES):
-        rows.append([name, *(spread(recall(group, k), 2) for group in found)])
+        rows.append([name, *(spread(recall(group, k)) for group in found)])
     return rows
 
 
@@ -689,7 +690,8 @@ def score_rows(results):
         runs = full_runs(results, decoder)
         rows.append([title, *(spread(test(runs, key)) for key in ("loss", *SCORES))])
     for decoder, title in DECODERS.items():
-        rows.append([f"{title}, handed out", *handed_out_cells(results, decoder)])
+        given = {"lstm": "no CTC", "transformer": "neither"}[decoder]
+        rows.append([f"{title}, {given}", *handed_out_cells(results, decoder)])
     return rows
 
 

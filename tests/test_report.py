@@ -40,12 +40,6 @@ def test_every_plot_that_the_text_names_is_there():
             assert (ROOT / "report" / "figures" / f"{name}.pdf").exists(), (path.name, name)
 
 
-def test_every_question_is_answered_under_its_number():
-    headings = "".join(path.read_text() for path in SOURCES)
-    for question in ("1.1", "1.2", "1.3", "1.4", "2.1", "2.2", "2.3", "3.1", "3.2", "3.3", "3.4"):
-        assert f"\n== Q{question} " in headings
-
-
 @pytest.mark.skipif(
     not ASSIGNMENT.exists(), reason="the assignment's text is not beside this folder"
 )

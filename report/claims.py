@@ -226,7 +226,9 @@ def q2_3_shifts_are_no_sign_that_pooling_tolerates_them_better(results):
 @claim
 def q2_3_strides_lose_less_by_a_shift_of_one_pixel(results):
     runs = evidence.q2_networks(results)
-    return is_larger(*(evidence.lost_by_shift(runs[f"{name}150"], 1) for name in ("pool", "strided")))
+    return is_larger(
+        *(evidence.lost_by_shift(runs[f"{name}150"], 1) for name in ("pool", "strided"))
+    )
 
 
 @claim

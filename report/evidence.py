@@ -876,6 +876,16 @@ def readme_rows(results):
     return rows
 
 
+def readme_times(times):
+    """README's sentence on how long its two commands take."""
+    run, test = (f"{times['seconds'][name] / 60:.1f}" for name in ("run", "test"))
+    kind = "with" if times["bf16"] else "without"
+    return (
+        f"From a fresh clone, installation included, `make run` took {run} minutes and `make test` "
+        f"{test} (one run each; {times['environment']['processor']}, {kind} bfloat16 products)."
+    )
+
+
 def numbers(results):
     """What report.typ is given; KeyError for a result that is not there."""
     return {"q1": q1_numbers(results), "q2": q2_numbers(results), "q3": q3_numbers(results)}

@@ -360,6 +360,15 @@ def edited_notebook(folder, *edits):
     return path
 
 
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """The folder with a checkpoint of either decoder, after an epoch."""
+    folder = tmp_path_factory.mktemp("trained")
+    for decoder_name in ("lstm", "transformer"):
+        train(space_for(folder, epochs=1), decoder_name)
+    return folder / "out" / "checkpoints"
+
+
 @pytest.mark.parametrize(
     "edit",
     [
@@ -368,19 +377,15 @@ def edited_notebook(folder, *edits):
         ("math.sqrt(Q.shape[-1])", "Q.shape[-1]"),
     ],
 )
-def test_a_checkpoint_of_other_code_is_refused(tmp_path, edit):
-    train(space_for(tmp_path, epochs=1), "transformer")
-    checkpoint = tmp_path / "out" / "checkpoints" / "q3-transformer.pt"
-    q3.load_model(checkpoint)
+def test_a_checkpoint_of_other_code_is_refused(tmp_path, checkpoints, edit):
+    q3.load_model(checkpoints / "q3-transformer.pt")
     edited = runs.load_definitions(edited_notebook(tmp_path, edit))
     with pytest.raises(UserError, match="is of other code"):
-        edited.load_model(checkpoint)
+        edited.load_model(checkpoints / "q3-transformer.pt")
 
 
 @pytest.mark.parametrize("edit", ["hop", "logarithm", "vocabulary"])
-def test_a_checkpoint_of_other_features_or_letters_is_refused(tmp_path, monkeypatch, edit):
-    train(space_for(tmp_path, epochs=1), "lstm")
-    checkpoint = tmp_path / "out" / "checkpoints" / "q3-lstm.pt"
+def test_a_checkpoint_of_other_features_or_letters_is_refused(checkpoints, monkeypatch, edit):
     if edit == "vocabulary":  # a letter more in the middle, one less at the end
         monkeypatch.setattr(utils, "VOCABULARY", VOCABULARY[:9] + "1" + VOCABULARY[9:-1])
     elif edit == "hop":
@@ -389,17 +394,16 @@ def test_a_checkpoint_of_other_features_or_letters_is_refused(tmp_path, monkeypa
     else:
         monkeypatch.setattr(torch.Tensor, "log10", torch.Tensor.log)
     with pytest.raises(UserError, match="is of other code"):
-        q3.load_model(checkpoint)
+        q3.load_model(checkpoints / "q3-lstm.pt")
     monkeypatch.undo()
     utils._mel_spectrogram.cache_clear()
-    assert q3.load_model(checkpoint).training is False
+    assert q3.load_model(checkpoints / "q3-lstm.pt").training is False
 
 
-def test_a_checkpoint_of_other_layers_names_them(tmp_path):
-    train(space_for(tmp_path, epochs=1), "lstm")
+def test_a_checkpoint_of_other_layers_names_them(tmp_path, checkpoints):
     edited = runs.load_definitions(edited_notebook(tmp_path, ("nn.LSTM(d, d,", "nn.GRU(d, d,")))
     with pytest.raises(UserError, match=r"another model: it differs in decoder\.lstm"):
-        edited.load_model(tmp_path / "out" / "checkpoints" / "q3-lstm.pt")
+        edited.load_model(checkpoints / "q3-lstm.pt")
 
 
 # ------------------------------------------------------------------------------ a student's edits
@@ -412,48 +416,78 @@ LOOK_BACK = (
     "        x = self.self_attention(x, mask=causal_mask(n_letters, x.device))  # (B, T, D)\n"
 )
 LOOK_ACROSS = "        x = self.cross_attention(x, z, mask)  # (B, T, D)\n"
-EDITS = {
-    "GRU": [("nn.LSTM(d, d,", "nn.GRU(d, d,")],
-    "two LSTM layers": [("nn.LSTM(d, d,", "nn.LSTM(d, d, 2,")],
-    "no position matrix": [("        x = x + self.positions[:n_letters]  # (B, T, D)\n", "")],
-    "a line copied": [(LOOK_BACK, LOOK_BACK + "\n" + LOOK_BACK)],
-    "a second self-attention": [
-        SECOND_LAYER,
-        (LOOK_BACK, LOOK_BACK.replace("self_attention", "second") + "\n" + LOOK_BACK),
-    ],
-    "a second cross-attention": [
-        SECOND_LAYER,
-        (LOOK_ACROSS, LOOK_ACROSS + LOOK_ACROSS.replace("cross_attention(", "second(")),
-    ],
-}
+TWO_LAYERS = [
+    SECOND_LAYER,
+    (LOOK_ACROSS, LOOK_ACROSS + LOOK_ACROSS.replace("cross_attention(", "second(")),
+]
+EDITS = [  # the decoder, what is done to it, and how
+    ("lstm", "nothing", []),
+    ("lstm", "GRU", [("nn.LSTM(d, d,", "nn.GRU(d, d,")]),
+    ("lstm", "two LSTM layers", [("nn.LSTM(d, d,", "nn.LSTM(d, d, 2,")]),
+    ("lstm", "a second cross-attention", TWO_LAYERS),
+    ("transformer", "nothing", []),
+    (
+        "transformer",
+        "no positions",
+        [("        x = x + self.positions[:n_letters]  # (B, T, D)\n", "")],
+    ),
+    ("transformer", "a line copied", [(LOOK_BACK, LOOK_BACK + "\n" + LOOK_BACK)]),
+    (
+        "transformer",
+        "a second self-attention",
+        [
+            SECOND_LAYER,
+            (LOOK_BACK, LOOK_BACK.replace("self_attention", "second") + "\n" + LOOK_BACK),
+        ],
+    ),
+    ("transformer", "a second cross-attention", TWO_LAYERS),
+]
 
 
-@pytest.mark.parametrize("edit", EDITS)
-@BOTH
-def test_an_edited_decoder_trains_decodes_and_is_recorded(tmp_path, edit, decoder_name):
-    path = edited_notebook(tmp_path, *EDITS[edit])
-    space = space_for(tmp_path, path, epochs=1)
+@pytest.mark.parametrize(("decoder_name", "name", "edits"), EDITS)
+def test_an_edited_decoder_trains_decodes_and_is_recorded(tmp_path, decoder_name, name, edits):
+    space = space_for(tmp_path, edited_notebook(tmp_path, *edits), epochs=1)
     model, result = train(space, decoder_name)
     result = space.test(model, result, space.corpus, space.settings)
     assert result["status"] == "finished" and result["layers"] == str(model.decoder).splitlines()
-    if edit == "no position matrix" and decoder_name == "transformer":
-        n_idle = model.decoder.positions.numel()  # it is there, but nothing moves it
+    if name == "no positions":
+        n_idle = model.decoder.positions.numel()  # they are there, but nothing moves them
         n_all = q3.n_parameters(model.encoder) + q3.n_parameters(model.decoder)
         assert result["parameters"] == n_all - n_idle
+    check_fast_decoding(space, model.double().eval())
+    read = space.load_model(tmp_path / "out" / "checkpoints" / f"q3-{decoder_name}.pt")
+    clip, text = space.corpus.features["test"][0], space.corpus.tokens["test"][0]
+    space.plot_attention({"read again": read}, clip, text, "map", "test tones")
 
+
+@torch.inference_mode()
+def check_fast_decoding(space, model):
+    """Reading only the newest letter writes the same, also where texts are dropped and copied."""
     features, n_frames, _ = space.get_batch(space.corpus, "train", range(3))
-    z, mask = model.double().eval().encoder(features.double(), n_frames)
+    z, mask = model.encoder(features.double(), n_frames)
     plain = space.greedy_decode(model.decoder, z, mask, 12)
     assert torch.equal(plain, decoding.greedy_decode(model.decoder, z, mask, 12))
-    read = space.load_model(tmp_path / "out" / "checkpoints" / f"q3-{decoder_name}.pt")
-    space.plot_attention(
-        {"read again": read}, space.corpus.features["test"][0], space.corpus.tokens["test"][0],
-        "map", "test tones",
-    )  # fmt: skip
+
+    fast = decoding.FastDecoder(model.decoder, z[:1], mask[:1])
+    fast.step(torch.tensor([[START]]))
+    fast.keep(torch.tensor([0, 0]))
+    fast.step(torch.tensor([[9], [10]]))
+    fast.keep(torch.tensor([1, 0, 1]))
+    logits = fast.step(torch.tensor([[11], [12], [13]]))
+    texts = torch.tensor([[START, 10, 11], [START, 9, 12], [START, 10, 13]])
+    expected = model.decoder(texts, z[:1], mask[:1])[:, -1]
+    torch.testing.assert_close(logits, expected)
 
 
-@pytest.mark.parametrize("sizes", [{"n_heads": 1}, {"n_heads": 4}, {"n_heads": 8}, {"d": 128}])
-@BOTH
+@pytest.mark.parametrize(
+    ("decoder_name", "sizes"),
+    [
+        ("lstm", {"n_heads": 1}),
+        ("transformer", {"n_heads": 4}),
+        ("lstm", {"n_heads": 8}),
+        ("transformer", {"d": 128}),
+    ],
+)
 def test_other_sizes_train_and_are_recorded(tmp_path, decoder_name, sizes):
     space = space_for(tmp_path, epochs=1, **sizes)
     _, result = train(space, decoder_name)

@@ -1,6 +1,6 @@
 """Train the model that comes with the clone: first on spoken transcripts, then on real clips.
 
-    python -m tools.finetune -spoken build/spoken -data ../shared/data -out build/model
+    python -m tools.finetune -spoken build/spoken -data FOLDER -out build/model
 
 -spoken: a folder of `make_sample_data -metadata`, all of LJ Speech's transcripts in a neural voice.
 -data: a folder with a few hundred real clips. Both trainings are the notebook's, of its transformer

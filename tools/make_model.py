@@ -1,6 +1,6 @@
 """Score the model that comes with the clone on recordings of several kinds, and write its card.
 
-    python -m tools.make_model -data ../shared/data [-speakers FOLDER ...] [-checkpoint FILE]
+    python -m tools.make_model -data FOLDER [-speakers FOLDER ...] [-checkpoint FILE]
 
 Writes report/results/q3-model.json and, beside report/models/q3.pt, README.md. With -checkpoint,
 what `tools.finetune` left becomes report/models/q3.pt first, in half precision; what is scored is

@@ -96,19 +96,27 @@ def compile_sheet(out):
 
 # ---------------------------------------------------------------------------------- README's table
 def write_readme():
-    """Write the table of the committed results between README's markers."""
+    """Write what the committed results say between README's markers."""
     path = ROOT / "README.md"
+    results = read_results(ROOT / "report")
     rows = ["| question | result | data |", "|---|---|---|"]
-    for cells in evidence.readme_rows(read_results(ROOT / "report")):
+    for cells in evidence.readme_rows(results):
         rows.append(f"| {' | '.join(cells)} |")
-    begin, end = "<!-- results: written by make readme -->", "<!-- end of results -->"
-    before, found_begin, rest = path.read_text(encoding="utf-8").partition(begin)
-    _, found_end, after = rest.partition(end)
-    if not found_begin or not found_end:
-        raise UserError("README.md has lost the markers around its results; restore them.")
-    text = "\n".join([before + begin, *rows, end + after])
+    text = path.read_text(encoding="utf-8")
+    text = put_between(text, "times", [evidence.readme_times(results["times"])])
+    text = put_between(text, "results", rows)
     with runs.write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def put_between(text, name, lines):
+    """The text with these lines between its two markers of that name."""
+    begin, end = f"<!-- {name}: written by make readme -->", f"<!-- end of {name} -->"
+    before, found_begin, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found_begin or not found_end:
+        raise UserError(f"README.md has lost the markers around its {name}; restore them.")
+    return "\n".join([before + begin, *lines, end + after])
 
 
 # ---------------------------------------------------------------------------------- the submission

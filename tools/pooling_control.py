@@ -1,6 +1,6 @@
 """A control for Q2.3: the max-pool network with *average* pooling in place of the maximum.
 
-    python -m tools.pooling_control -data ../shared/data/octmnist -out report
+    python -m tools.pooling_control -data FOLDER -out report
     python -m tools.pooling_control -out report -compare_only
 
 Like max-pooling, averages see the convolution at all positions; like strides, they select none of

@@ -486,6 +486,8 @@ def find_search(args):
         raise UserError(f"there are several searches, {', '.join(names)}; name the rate itself.")
 
     search = runs.load_result(args.out, names[0])
+    if any(search["config"][flag] != getattr(args, flag) for flag in NAMED_FLAGS):  # new defaults
+        raise UserError(f"{search['run']} had other settings than these; {again}.")
     if not args.plot_only:  # which needs no data
         _, data = load_data(args.data)
         if data["sha256"] != search["data"]["sha256"]:
@@ -494,7 +496,7 @@ def find_search(args):
     best = search["best"]["learning_rate"]
     job = ({**search["config"], "learning_rate": best},)
     (today,) = runs.side_by_side(probe, [job])  # what has trained once is not to be forked
-    if not np.allclose(today, search["probe"], rtol=1e-4):
+    if None in search["probe"] or not np.allclose(today, search["probe"], rtol=1e-4):
         raise UserError(
             f"the network or its training has changed since {describe(search)}; {again}."
         )
@@ -589,9 +591,7 @@ def make_parser():
     parser.flag("data", default="sample", help="folder that holds octmnist.npz")
     parser.flag("out", default="build/sample", help="folder for results/ and figures/")
     parser.flag("seed", type=runs.SEED, nargs="+", default=[42], help="one or several")
-    parser.flag(
-        "device", type=runs.device_name, default="auto", help="auto, cpu, cuda, cuda:1 or mps"
-    )
+    parser.flag("device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     parser.flag("plot_only", action="store_true", help="draw the results in OUT, without training")
     return parser
 

@@ -434,7 +434,7 @@ def make_parser():
     parser.flag("max_memory", type=gigabytes, default=6.0, help="GB; what needs more is skipped")
     parser.flag("out", default="build/sample", help="folder for results/ and figures/")
     parser.flag("seed", type=runs.SEED, default=42, help="of the random Q, K and V")
-    parser.flag("device", type=runs.device_name, default="auto", help="auto, cpu, cuda:1 or mps")
+    parser.flag("device", default="auto", help="auto, cpu, cuda:1 or mps")
     parser.flag("plot_only", action="store_true", help="draw the results in OUT, measure nothing")
     return parser
 

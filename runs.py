@@ -284,15 +284,6 @@ def pick_device(name):
     return torch.device(name)
 
 
-def device_name(text):
-    """A type for argparse: the name of a device that this machine has."""
-    try:
-        pick_device(text)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from error
-    return text
-
-
 def configure_seed(seed):
     """Seed Python, NumPy and torch (every device), and make cuDNN deterministic."""
     import numpy as np

@@ -99,9 +99,7 @@ def make_parser():
     )
     parser.add_argument("files", nargs="+", type=Path, help="sound files")
     parser.flag("model", type=Path, default=MODEL, help="a checkpoint of the notebook")
-    parser.flag(
-        "device", type=runs.device_name, default="auto", help="auto, cpu, cuda, cuda:1 or mps"
-    )
+    parser.flag("device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     return parser
 
 

@@ -330,7 +330,19 @@ def optimiser_is_edited(flags, monkeypatch):
     monkeypatch.setattr(q2, "make_optimizer", make_optimizer)
 
 
+def a_default_is_edited(flags, monkeypatch):
+    made = q2.make_parser
+
+    def make_parser():
+        parser = made()
+        parser.set_defaults(dropout=0.5)
+        return parser
+
+    monkeypatch.setattr(q2, "make_parser", make_parser)
+
+
 REFUSED = {
+    a_default_is_edited: f"{NAME} had other settings than these",
     search_is_missing: r"has no q2-search-lr\*-seed1_2-epochs3\.json; search with",
     data_are_others: "is of other data",
     there_are_two: "there are several searches, q2-search-lr0.1_.*, q2-search-lr0.2_",

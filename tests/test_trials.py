@@ -2,6 +2,7 @@
 
 import json
 
+import runs
 from conftest import write_corpus
 from tools import trials
 
@@ -31,3 +32,5 @@ def test_six_kinds_of_runs_for_a_seed(tmp_path, capsys):
     capsys.readouterr()
     trials.main(args)
     assert capsys.readouterr().out.startswith("0 runs")
+    q3 = runs.load_definitions(trials.NOTEBOOK, data=str(tmp_path), out=args.out, epochs=2)
+    assert not trials.is_trained("q3-lstm-trial-ctc-seed7", q3, q3.load_corpus(q3.settings))

@@ -5,7 +5,7 @@
 Trains the LSTM decoder, the transformer decoder, and the transformer with its positions at random
 as they were handed out, each with the auxiliary CTC loss and without, each with five seeds; saves
 OUT/results/q3-<decoder>-trial-*.json. Several train at once, one to a processor. What was finished
-before is not trained again.
+before, of as many epochs and the same clips, is not trained again.
 """
 
 import os
@@ -36,10 +36,15 @@ def train(decoder, settings):
     (Path(q3.settings.out) / "checkpoints" / f"{result['run']}.pt").unlink()
 
 
-def is_finished(out, name):
-    """Whether there is a result of that name already."""
-    is_there = (Path(out) / "results" / f"{name}.json").exists()
-    return is_there and runs.load_result(out, name)["status"] == "finished"
+def is_trained(name, q3, corpus):
+    """Whether there is a finished result of that name, of as many epochs and the same data."""
+    out = Path(q3.settings.out)
+    if not (out / "results" / f"{name}.json").exists():
+        return False
+    result = runs.load_result(out, name)
+    asked = (q3.settings.epochs, corpus.info["sha256"])
+    is_same = (result["config"]["epochs"], result["data"]["sha256"]) == asked
+    return is_same and result["status"] == "finished"
 
 
 def make_parser():
@@ -56,13 +61,13 @@ def main(args):
     os.environ["COMMAND"] = runs.command_line()  # the results files record it
     common = {"data": args.data, "out": args.out, "epochs": args.epochs}
     q3 = runs.load_definitions(NOTEBOOK, **common)
-    q3.load_corpus(q3.settings)  # features are made once, before many need them
+    corpus = q3.load_corpus(q3.settings)  # features are made once, before many need them
 
     jobs = []
     for seed in args.seed:
         for decoder, name, settings in TRIALS:
             tag = f"-trial-{name}-seed{seed}"
-            if not is_finished(args.out, f"q3-{decoder}{tag}"):
+            if not is_trained(f"q3-{decoder}{tag}", q3, corpus):
                 jobs.append((decoder, {**common, **settings, "seed": seed, "tag": tag}))
     torch.set_num_threads(1)  # before it is forked
     for _ in runs.side_by_side(train, jobs):

@@ -263,34 +263,30 @@ def crossover_length(gains):
 def draw(result, out):
     """All figures of a result, as `out`/figures/q1-*.{pdf,png}."""
     draw_approximation(result, out)
-    draw_features(result, out)
     draw_seconds(result, out)
     draw_memory(result, out)
 
 
 def draw_approximation(result, out):
-    """The error of linear attention against the size of the scores, and its bound."""
-    curves = []
-    for row in result["approximation"]:
-        curves.append((row["score_scale"], row["error"], f"K = {row['n_terms']}", "error"))
-        curves.append((row["score_scale"], row["bound"], f"K = {row['n_terms']}", "bound"))
-    figure, axes = plot_logarithmic(curves, {"error": "-", "bound": "--"})
-    axes.set(xlabel="Largest score |q·k|", ylabel="Largest error of an output")
-    axes.set_title("More terms help while scores are small;\neven K ends where it is refused")
+    """The error of linear attention against the size of the scores, and beside it the bound."""
+    figure, panels = utils.pyplot().subplots(
+        1, 2, figsize=(6.8, 2.0), sharey=True, layout="constrained"
+    )
+    refused = [row["n_terms"] for row in result["approximation"] if None in row["error"]]
+    titles = {"error": "Error", "bound": "Bound"}
+    if refused:
+        titles["error"] += f" (K = {' and '.join(map(str, refused))} end where refused)"
+    for axes, (key, title) in zip(panels, titles.items()):
+        for row in result["approximation"]:
+            label = f"K = {row['n_terms']}"
+            axes.plot(row["score_scale"], row[key], "o-", markersize=3, label=label)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set(xlabel="Largest score |q·k|", title=title)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("Largest difference of an output")
+    panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     utils.save_figure(figure, out, "q1-approximation", result["data"]["source"])
-
-
-def draw_features(result, out):
-    """The number of features against the head size."""
-    full, reduced = "all products (Q1.2)", "each product once"
-    curves = []
-    for row in result["feature_counts"]:
-        curves.append((row["D"], row["full"], f"K = {row['n_terms']}", full))
-        curves.append((row["D"], row["reduced"], f"K = {row['n_terms']}", reduced))
-    figure, axes = plot_logarithmic(curves, {full: "-", reduced: "--"})
-    axes.set(xlabel="Head size D", ylabel="Features M")
-    axes.set_title("M grows as D to the power K - 1")
-    utils.save_figure(figure, out, "q1-features", result["data"]["source"])
 
 
 LINES = {"linear": "-", "softmax, fused": "--", "softmax, plain": ":"}

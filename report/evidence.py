@@ -155,7 +155,7 @@ def q1_numbers(results):
     crossings = [row for row in q1["crossover"] if row["against"] == "softmax, fused"]
 
     def slopes(method):
-        return listing(f"{curve(q1, method, D)['slope']:.2f}" for D in dims)
+        return listing(fitted_slope(curve(q1, method, D)) for D in dims)
 
     return {
         "processor": q1["environment"]["processor"],
@@ -181,8 +181,8 @@ def q1_numbers(results):
         "slopes_fused": slopes("softmax, fused"),
         "slope_lengths": extent(linear["slope_lengths"]),
         "slope_lengths_plain": extent(curve(q1, "softmax, plain", D)["slope_lengths"]),
-        "growth_by_D": growth_by_D(q1, lambda D: at_length(curve(q1, "linear", D), L, "seconds")),
-        "growth_by_count": growth_by_D(q1, lambda D: D * reduced(D)),
+        "growth_by_D": [extent_of(row) for row in growth_by_D(q1)],
+        "growth_by_count": [f"{b * reduced(b) / (a * reduced(a)):.1f}" for a, b in pairwise(dims)],
         "fused_bytes": bytes_text(at_length(fused, L, "peak_bytes")),
         "memory_row": bytes_text(4 * D * reduced(D)),
         "floor_of_five": f"{least_of_series(5):.2f}",
@@ -205,10 +205,27 @@ def faults(results):
     return results["q1-faults"]["rows"][-1]
 
 
-def growth_by_D(q1, cost):
-    """By which factors a cost grows from one head size to the next."""
-    dims = q1["config"]["dims"]
-    return listing(f"{cost(big) / cost(small):.1f}" for small, big in pairwise(dims))
+def fitted_slope(row):
+    """The slope of log time against log length, and the standard error of its fit."""
+    n = len(row["slope_lengths"])
+    fit = stats.linregress(np.log(row["slope_lengths"]), np.log(row["seconds"][-n:]))
+    return f"{fit.slope:.2f}\u00a0±\u00a0{fit.stderr:.2f}"
+
+
+def growth_by_D(q1):
+    """By which factors linear attention's time grows from one head size to the next, a row for each
+    step, a factor for each length that the slope is fitted on.
+    """
+    rows = []
+    for small, big in pairwise(curve(q1, "linear", D) for D in q1["config"]["dims"]):
+        lengths = small["slope_lengths"]
+        times = [[at_length(row, L, "seconds") for L in lengths] for row in (small, big)]
+        rows.append([b / a for a, b in zip(*times)])
+    return rows
+
+
+def extent_of(factors):
+    return f"{min(factors):.1f} to {max(factors):.1f}"
 
 
 def least_of_series(n_terms):
@@ -306,10 +323,9 @@ def collapsed(runs, search):
     return found
 
 
-def lost_by_shift(runs, n=3):
-    """The share of its lead over guessing that each run loses on images moved by n pixels."""
-    rows = [run["test"]["accuracy_shifted"] for run in runs]
-    return [(row[0] - row[n]) / (row[0] - 1 / len(CLASSES)) for row in rows]
+def shifted(runs, n):
+    """Each run's test accuracy where all images are moved by n pixels."""
+    return [run["test"]["accuracy_shifted"][n] for run in runs]
 
 
 def q2_networks(results):
@@ -338,27 +354,19 @@ def class_rows(search):
 
 
 def compared_rows(runs):
-    """Q2.2: both networks after 15 epochs, and after 150 at two rates."""
+    """Q2.2: both networks after 15 epochs, and after 150 at two rates; Q2.3's control after 15."""
+    titles = {"pool": "max-pool", "strided": "strided", "average": "average pooling (Q2.3)"}
     rows = []
     for epochs, end in ((15, ""), (150, "150"), (150, "150_fast")):
-        for name, title in (("pool", "max-pool"), ("strided", "strided")):
-            group = runs[name + end]
-            rows.append(
-                [
-                    f"{epochs}, {group[0]['config']['learning_rate']:g}",
-                    title,
-                    spread(last(group, "train_loss")),
-                    spread(last(group, "val_accuracy")),
-                    spread(test(group)),
-                    spread(test(group, "auc")),
-                ]
-            )
+        for name, title in titles.items():
+            group = runs.get(name + end, [])
+            if not group or (name, epochs) == ("average", 150):  # that is in network_rows
+                continue
+            rate = f"{group[0]['config']['learning_rate']:g}"
+            losses, accuracies = last(group, "train_loss"), last(group, "val_accuracy")
+            scores = spread(test(group)), spread(test(group, "auc"))
+            rows.append([f"{epochs}, {rate}", title, spread(losses), spread(accuracies), *scores])
     return rows
-
-
-def shift_gap(runs, n):
-    """What strides lose by a shift of n pixels, less what max-pooling loses."""
-    return difference(lost_by_shift(runs["strided150"], n), lost_by_shift(runs["pool150"], n))
 
 
 def q2_numbers(results):
@@ -385,7 +393,12 @@ def q2_numbers(results):
         "network_rows": network_rows(runs),
         "class_rows": class_rows(short),
         "compared_rows": compared_rows(runs),
-        "shift_gaps": [shift_gap(runs, n) for n in (1, 2, 3)],
+        "shift_leads": [
+            signed(mean(shifted(runs["pool150"], n)) - mean(shifted(runs["strided150"], n)))
+            for n in range(4)
+        ],
+        "recalls": listing(f"{mean(recall(runs['pool'], k)):.3f}" for k in range(len(CLASSES))),
+        "selecting_short_size": f"{welch(test(runs['pool']), test(runs['average']))[0]:.3f}",
         "recall_leads": [
             f"{mean(recall(runs['pool150'], k)) - mean(recall(runs['strided150'], k)):.3f}"
             for k in range(len(CLASSES))
@@ -689,10 +702,44 @@ def score_rows(results):
     for decoder, title in DECODERS.items():
         runs = full_runs(results, decoder)
         rows.append([title, *(spread(test(runs, key)) for key in ("loss", *SCORES))])
-    for decoder, title in DECODERS.items():
-        given = {"lstm": "no CTC", "transformer": "neither"}[decoder]
-        rows.append([f"{title}, {given}", *handed_out_cells(results, decoder)])
+    single = {
+        "LSTM, no CTC": "q3-lstm-full-handed-out",
+        "transformer, clock only": "q3-transformer-full-noctc",
+        "transformer, neither": "q3-transformer-full-handed-out",
+    }
+    for title, name in single.items():
+        rows.append([title, *(f"{results[name]['test'][key]:.3f}" for key in ("loss", *SCORES))])
     return rows
+
+
+def seed_rows(results):
+    """Transformer less LSTM, paired over the seeds: the difference and its 95 % interval."""
+    lstm, transformer = (full_runs(results, decoder) for decoder in DECODERS)
+    rows = []
+    for key, title in (
+        ("loss", "loss"),
+        ("damerau_levenshtein", "DL"),
+        ("wer", "WER"),
+        ("cer", "CER"),
+    ):
+        size, *ends = paired(test(transformer, key), test(lstm, key))
+        rows.append([title, signed(size, 4), interval(*ends, 4)])
+    return rows
+
+
+def lead_rows(results):
+    """The transformer's mean lead in similarity over the clips, a column for each seed."""
+    pairs = clip_pairs(results)
+    counts = [counts_of(p) for p in pairs]
+    leads = [mean_lead(p) for p in pairs]
+    return [
+        ["mean lead", *(signed(size, 4) for size, *_ in leads)],
+        ["95 % interval", *(interval(*ends) for _, *ends in leads)],
+        ["lost clips", *(str(count["lost"]) for count in counts)],
+        ["their part of it", *(signed(count["lead_of_lost"], 4) for count in counts)],
+        ["the others' part", *(signed(count["lead_of_kept"], 4) for count in counts)],
+        ["sign test, $p$", *(sign_test(p) for p in pairs)],
+    ]
 
 
 def handed_out_cells(results, decoder):
@@ -798,8 +845,6 @@ def q3_decoder(results, decoder):
 def q3_numbers(results):
     lstm, transformer = (full_runs(results, decoder) for decoder in DECODERS)
     config = lstm[0]["config"]
-    pairs = clip_pairs(results)
-    counts = [counts_of(p) for p in pairs]
     model = results["q3-model"]
     unrelated = lstm[0]["unrelated"]
     real_run = real_runs(results, "lstm", "finetuned")[0]
@@ -815,22 +860,15 @@ def q3_numbers(results):
         "lstm": q3_decoder(results, "lstm"),
         "transformer": q3_decoder(results, "transformer"),
         "score_rows": score_rows(results),
+        "seed_rows": seed_rows(results),
+        "lead_rows": lead_rows(results),
         "clip_rows": clip_rows(results),
-        "leads": listing(f"{signed(m, 4)} ({interval(*i, 4)})" for m, *i in map(mean_lead, pairs)),
         "lead_of_seeds": paired_difference(
             [similarity(run) for run in transformer], [similarity(run) for run in lstm], digits=4
         ),
-        "lost": extent(count["lost"] for count in counts),
-        "leads_of_lost": listing(signed(count["lead_of_lost"], 4) for count in counts),
-        "leads_of_kept": listing(signed(count["lead_of_kept"], 4) for count in counts),
-        "sign_p": listing(sign_test(p) for p in pairs),
         "trial_p": trial_p(results),
         "more_parameters": f"{lstm[0]['parameters'] - transformer[0]['parameters']:,}",
-        "smallest_lead": f"{min(mean_lead(p)[0] for p in pairs):.3f}",
-        "largest_lead": f"{max(mean_lead(p)[0] for p in pairs):.3f}",
         "clock_only": f"{similarity(results['q3-transformer-full-noctc']):.3f}",
-        "loss_difference": paired_difference(test(transformer, "loss"), test(lstm, "loss")),
-        "wer_difference": paired_difference(test(transformer, "wer"), test(lstm, "wer")),
         "cer_difference": paired_difference(test(transformer, "cer"), test(lstm, "cer")),
         "longest_clip": f"{max(lstm[0]['clips']['seconds']):.1f}",
         "trial_rows": trial_rows(results),

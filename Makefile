@@ -26,7 +26,6 @@ IMAGES := images
 SPEECH := speech
 endif
 
-unexport PYTHONSAFEPATH  # scripts and tools import from this folder
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help run test data sample images speech q1 q2 q3 notebook transcribe demo model report \

@@ -9,8 +9,6 @@ take; a second call only verifies the checksum.
 import socket
 from http.client import HTTPException
 from pathlib import Path
-from ssl import SSLError
-from urllib.error import URLError
 
 import runs
 from runs import UserError
@@ -19,15 +17,6 @@ from medmnist import INFO
 from torchvision.datasets.utils import calculate_md5, download_url
 
 TIMEOUT = 30  # seconds without a byte, after which the connection counts as lost
-NOT_FETCHED = (  # by the library, for the connection, the address or the checksum
-    URLError,
-    HTTPException,
-    SSLError,
-    ConnectionError,
-    TimeoutError,
-    RuntimeError,
-    ValueError,
-)
 
 
 def download(url, md5, path):
@@ -36,7 +25,7 @@ def download(url, md5, path):
     with runs.write_atomically(path) as temporary:
         try:
             download_url(url, temporary.parent, temporary.name, md5)
-        except NOT_FETCHED as error:
+        except (OSError, HTTPException, RuntimeError, ValueError) as error:
             reason = " ".join(str(getattr(error, "reason", error)).split())
             place = f"fetch {url} by hand and place it as {path}"
             raise UserError(

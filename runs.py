@@ -18,6 +18,7 @@ import json
 import math
 import multiprocessing
 import os
+import pickle
 import platform
 import random
 import shlex
@@ -466,7 +467,10 @@ def load_checkpoint(path):
         raise UserError(f"there is no checkpoint {path}; train it first, or name another.")
     if not is_whole_zip(path):
         raise UserError(f"{path} is damaged or no checkpoint; delete it, or name another.")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError) as error:  # a zip of something else
+        raise UserError(f"{path} is no checkpoint; name another.") from error
 
 
 def load_weights(model, weights, path):

@@ -394,8 +394,9 @@ def q3_3_the_lstm_loses_more_on_long_clips(results):
 
 @claim
 def q3_3_exact_loops_are_rarer_in_the_transformer_and_a_fifth_of_the_lstms(results):
-    (lstm, n), (transformer, m) = (evidence.looping_texts(results, d) for d in evidence.DECODERS)
-    return lstm / n > 3 * transformer / m and 0.15 < lstm / n < 0.25
+    kinds = [evidence.kinds_of_failure(results, decoder) for decoder in evidence.DECODERS]
+    lstm, transformer = (kind["loop"] / kind.total() for kind in kinds)
+    return lstm > 3 * transformer and 0.15 < lstm < 0.25
 
 
 @claim

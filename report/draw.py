@@ -1,4 +1,4 @@
-"""The report's figures that several runs share, drawn from report/results: python -m report.draw
+"""The report's figures that several runs share, drawn from report/results by `make report`.
 
 Lines are means over the seeds, bands reach from the least to the greatest of them.
 """
@@ -166,6 +166,7 @@ def draw_derailed(results):
 
 
 def main():
+    """Draw all of them."""
     paths = (REPORT / "results").glob("*.json")
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     draw_rates(results, "")
@@ -173,7 +174,3 @@ def main():
     draw_curves(results)
     draw_clips(results)
     draw_derailed(results)
-
-
-if __name__ == "__main__":
-    main()

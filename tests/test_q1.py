@@ -197,38 +197,6 @@ def test_rounding_grows_with_the_lengths_as_the_docstring_says(n_terms):
         assert stated / 50 < error < stated
 
 
-# --------------------------------------------------------------------------------------- gradients
-@pytest.mark.parametrize("attention", [q1.taylor_attention, q1.linear_attention])
-@pytest.mark.parametrize("n_terms", [3, 4])
-def test_gradients(attention, n_terms):
-    inputs = [x.requires_grad_() for x in normal(3, 2, 5, 3)]
-    assert torch.autograd.gradcheck(lambda *x: attention(*x, n_terms), inputs)
-
-
-@pytest.mark.parametrize("chunk", [1, 2, None])
-def test_gradients_of_the_causal_form(chunk):
-    inputs = [x.requires_grad_() for x in normal(3, 2, 5, 3)]
-    found = q1.causal_linear_attention(*inputs, 3, chunk)
-    mine = torch.autograd.grad(found.square().sum(), inputs)
-    theirs = torch.autograd.grad(masked_quadratic(*inputs).square().sum(), inputs)
-    assert_close(mine, theirs)
-
-
-def test_the_chunked_form_refuses_gradients():
-    inputs = [x.requires_grad_() for x in normal(3, 6, 3)]
-    with pytest.raises(ValueError, match=r"is for inference; call it under torch\.no_grad\(\)"):
-        q1.linear_attention_chunked(*inputs)
-    with torch.no_grad():
-        q1.linear_attention_chunked(*inputs)
-
-
-def test_what_inference_mode_cached_serves_training():
-    with torch.inference_mode():
-        q1.linear_attention_chunked(*normal(3, 6, 9))
-    Q, K, V = (x.requires_grad_() for x in normal(3, 6, 9))
-    q1.causal_linear_attention(Q, K, V).sum().backward()
-
-
 # ------------------------------------------------------------------------------- memory and device
 def test_extra_memory_does_not_grow_with_the_length():
     """One buffer for the features of a chunk, used again."""
@@ -365,7 +333,7 @@ def curve(method, lengths, seconds):
     [
         ([50, 200, 800], "faster from L = 200 (15 by the count), 2 times as fast at L = 400"),
         ([900, 900, 900], "faster at the shortest length already (15 by"),
-        ([50, 100, 300], "not faster at the lengths measured (15 by the count), 0.75 times"),
+        ([50, 100, 300], "not faster at the longest length (15 by the count), 0.75 times"),
         ([], "never both measured"),
     ],
 )
@@ -421,7 +389,7 @@ def test_script(tmp_path, monkeypatch):
             assert 0 < fastest <= median <= slowest
 
     figures = sorted((tmp_path / "figures").glob("*"))
-    names = ("approximation", "features", "memory", "seconds")
+    names = ("approximation", "memory", "seconds")
     assert [f.name for f in figures] == [f"q1-{n}.{s}" for n in names for s in ("pdf", "png")]
     figures[0].unlink()
     q1_measure.main(parse("-plot_only", "-out", str(tmp_path)))
@@ -438,13 +406,16 @@ def test_what_does_not_fit_into_memory_is_skipped_and_said(capsys):
     assert "linear against softmax, fused: never both measured" in printed
 
 
-@pytest.mark.parametrize(
-    "flags", ["-quick -seq_lens 8192 16384", "-n_terms 4", "-seq_lens 0", "-device warp"]
-)
+@pytest.mark.parametrize("flags", ["-quick -seq_lens 8192 16384", "-n_terms 4", "-seq_lens 0"])
 def test_flags_that_cannot_work_end_in_one_sentence(flags, capsys):
     with pytest.raises(SystemExit) as end:
         parse(*flags.split())
     assert end.value.code == 2 and len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_device_that_is_not_there_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="no usable device 'warp'; choose"):
+        q1_measure.main(parse("-device", "warp", "-out", str(tmp_path)))
 
 
 def test_quick_stops_at_4096():

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import runs
 from conftest import POSIX, ROOT, assert_one_sentence, restore_interrupts, run_python
@@ -177,20 +176,6 @@ def test_work_side_by_side_keeps_its_order():
         list(runs.side_by_side(square, [(1,), (13,)], n_processes=2))
 
 
-@pytest.mark.parametrize("n_jobs, n_processes", [(1, 1), (3, 3), (100, 4)])
-def test_never_more_processes_than_jobs_or_processors(monkeypatch, n_jobs, n_processes):
-    def submit(function, x):
-        return SimpleNamespace(result=lambda: function(x))
-
-    def pool(n, *_, **__):
-        assert n == n_processes
-        return SimpleNamespace(submit=submit, shutdown=lambda **_: None)
-
-    monkeypatch.setattr(runs, "ProcessPoolExecutor", pool)
-    monkeypatch.setattr(runs, "usable_cpus", lambda: 4)
-    assert len(list(runs.side_by_side(square, [(1,)] * n_jobs))) == n_jobs
-
-
 # ------------------------------------------------------------------------- errors in one sentence
 def write_script(folder, body, before=""):
     """A script of its own whose `main` has this body; returns its path."""
@@ -287,17 +272,6 @@ def test_an_account_without_a_name_can_run(tmp_path):
     kept = {name: value for name, value in os.environ.items() if name not in NAMES}
     process = run_python(write_script(tmp_path, body, NAMELESS), env=kept)
     assert process.returncode == 0 and process.stdout == "nobody\n", process.stderr
-
-
-@POSIX
-def test_a_home_that_cannot_be_written_is_not_needed(tmp_path, oct_folder):
-    """A home below a file: nobody can write there, not even root."""
-    (tmp_path / "file").touch()
-    home = {name: str(tmp_path / "file" / "home") for name in ("HOME", "XDG_CACHE_HOME")}
-    flags = ["-data", oct_folder, "-out", tmp_path / "out", "-epochs", 1]
-    process = run_python(ROOT / "hw2-q2.py", *flags, env={**os.environ, **home})
-    assert process.returncode == 0, process.stderr
-    assert list((tmp_path / "out" / "figures").glob("*.pdf"))
 
 
 def test_a_terminal_without_the_letters_gets_others(tmp_path):

@@ -4,7 +4,6 @@ OCTMNIST's file is tested with its question, in test_q2.py.
 """
 
 import os
-import tempfile
 from pathlib import Path
 
 import utils
@@ -16,12 +15,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 # ------------------------------------------------------------------------------------------ tokens
-@given(st.text())
+@pytest.mark.parametrize("text", ["", "A z, é", "<a>@#", "İ", "\n\t \0"])
 def test_tokens_round_trip(text):
     tokens = utils.encode(text)
     assert (tokens[0], tokens[-1]) == (START, STOP)
@@ -63,19 +60,6 @@ def test_log_mel_equals_its_definition_in_numpy():
     features = utils.log_mel(torch.from_numpy(samples))
     assert features.shape == (1 + 5000 // 256, 80)
     np.testing.assert_allclose(features.numpy(), expected, atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    "rate, channels, subtype", [(22_050, 1, "PCM_16"), (48_000, 2, "PCM_16"), (22_050, 1, "PCM_U8")]
-)
-def test_other_sample_rates_channels_and_widths(tmp_path, rate, channels, subtype):
-    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
-    soundfile.write(
-        tmp_path / "tone.wav", np.stack([tone] * channels, axis=1), rate, subtype=subtype
-    )
-    samples = utils.read_audio(tmp_path / "tone.wav")
-    assert abs(len(samples) - 22_050) <= 1 and samples.ndim == 1
-    assert np.abs(np.fft.rfft(samples.numpy())).argmax() == 440
 
 
 @pytest.mark.parametrize("content", [b"", b"not a sound", "empty", "short"])
@@ -179,28 +163,6 @@ def test_a_missing_or_undecodable_corpus(tmp_path):
     (root / "metadata.csv").unlink()
     with pytest.raises(FileNotFoundError):  # the true reason, which run_script says
         utils.load_ljspeech(tmp_path)
-
-
-def silent_corpus(folder, n_clips, metadata):
-    """Clips 0, 1, … that are empty files, and this metadata.csv (bytes)."""
-    root = Path(folder) / "LJSpeech-1.1"
-    (root / "wavs").mkdir(parents=True)
-    for i in range(n_clips):
-        (root / "wavs" / f"{i}.wav").touch()
-    (root / "metadata.csv").write_bytes(metadata)
-
-
-@given(st.binary() | st.text("0123|x\r\n\"'\ufeff").map(str.encode))
-@settings(max_examples=100, deadline=None)
-def test_any_metadata_is_read_or_refused_in_one_sentence(content):
-    with tempfile.TemporaryDirectory() as folder:
-        silent_corpus(folder, 4, content)
-        try:
-            splits, _ = utils.load_ljspeech(folder)
-        except UserError as error:
-            assert "\n" not in str(error) and str(error).endswith(".")
-        else:
-            assert all(text for rows in splits.values() for _, text, _ in rows)
 
 
 def test_download_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """The report about the committed results, and for any other folder a sheet of its results.
 
-    python -m report.draw                                 figures of the report that runs share
     python -m tools.make_report -out report               report/report.pdf: the answers
     python -m tools.make_report -out build/sample         build/sample/results.pdf: tables, figures
     python -m tools.make_report -out report -submission   the report, then <group>.zip: PDF and code
@@ -20,7 +19,7 @@ import zipfile
 from pathlib import Path
 
 import runs
-from report import claims, evidence
+from report import claims, draw, evidence
 from runs import UserError
 
 import typst
@@ -174,6 +173,8 @@ def main(args):
         check_group(group)
     if args.submission or out.resolve() == ROOT / "report":
         path = out / "report.pdf"
+        if not args.submission:
+            draw.main()  # the figures that several runs share
         pdf, pages = compile_report(out)
     else:
         path = out / "results.pdf"

@@ -1,6 +1,7 @@
-"""The evidence for Q3.3: short trainings of both decoders on the sample, with several seeds.
+"""The evidence for Q3.3: short trainings of both decoders on a small grammar, with several seeds.
 
-    python -m tools.trials -data sample -out report
+    python -m tools.make_sample_data -only ljspeech -n_clips 2000 -out build/trials
+    python -m tools.trials -data build/trials -out report
 
 Trains the LSTM decoder, the transformer decoder, and the transformer with its positions at random
 as they were handed out, each with the auxiliary CTC loss and without, each with five seeds; saves

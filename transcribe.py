@@ -7,7 +7,8 @@ stdout. The model, or a checkpoint of the notebook (-model), learned from clips 
 seconds that begin with the first word. So a recording is cut at its pauses first, and the stretches
 of speech are written one after the other.
 
-The text is found by a beam search in which the decoder and the encoder's CTC layer vote together;
+The text is found by a beam search in which the decoder, the encoder's CTC layer and a small model
+of English letters vote together;
 the scores of the assignment use greedy decoding. Both are in decoding.py.
 """
 
@@ -26,6 +27,7 @@ from tqdm import tqdm
 
 NOTEBOOK = runs.ROOT / "hw2-q3.ipynb"
 MODEL = runs.ROOT / "report" / "models" / "q3.pt"
+LETTERS = MODEL.with_name("letters.pt")
 
 LONGEST_STRETCH = 10.0  # seconds; no clip of LJ Speech is longer than 10.1
 PAUSE = 0.5  # seconds without speech that end a stretch
@@ -64,22 +66,35 @@ def stretches_of_speech(samples):
     return [(a, min(b, len(samples))) for a, b in stretches if b - a >= utils.N_FFT]
 
 
-def write_down(model, samples):
-    """What `model` writes for one stretch of speech (n,)."""
+@functools.cache
+def letter_model():
+    """The model of English letters that comes with the clone; None where the vocabulary differs."""
+    saved = runs.load_checkpoint(LETTERS)
+    if saved["vocabulary"] != utils.VOCABULARY:
+        print(f"{LETTERS.name} knows another vocabulary: the search does without", file=sys.stderr)
+        return None
+    model = decoding.LetterModel()
+    runs.load_weights(model, {name: w.float() for name, w in saved["model"].items()}, LETTERS)
+    return model.eval()
+
+
+def write_down(model, samples, with_letters=True):
+    """What `model` writes for one stretch of speech (n,); the model of letters has a vote."""
     device = next(model.parameters()).device
     features = utils.centre(utils.log_mel(samples)).to(device)  # (T, 80)
     positions = getattr(model.decoder, "positions", None)
     max_tokens = 250 if positions is None else len(positions) - 1
-    return utils.decode(decoding.beam_search(model, features, max_tokens)).strip()
+    letters = letter_model() if with_letters else None
+    return utils.decode(decoding.beam_search(model, features, max_tokens, letters=letters)).strip()
 
 
-def transcribe_samples(model, samples, name="recording"):
+def transcribe_samples(model, samples, name="recording", with_letters=True):
     """What `model` writes for samples (n,); the progress bar, if it takes long, has this name."""
     stretches = stretches_of_speech(samples)
     is_short = len(stretches) < 2
     texts = []
     for a, b in tqdm(stretches, name, leave=False, disable=is_short or runs.QUIET):
-        texts.append(write_down(model, samples[a:b]))
+        texts.append(write_down(model, samples[a:b], with_letters))
     return " ".join(text for text in texts if text)
 
 

@@ -71,7 +71,8 @@ def test_a_beam_of_one_without_ctc_is_greedy_decoding(decoder_name):
         assert written == greedy[: len(written)]
 
 
-def test_a_wide_beam_finds_the_likeliest_text():
+@pytest.mark.parametrize("with_letters", [False, True])
+def test_a_wide_beam_finds_the_likeliest_text(with_letters):
     """All texts of at most two of three letters, scored one by one."""
     model = small_model("lstm")
     with torch.no_grad():
@@ -81,6 +82,7 @@ def test_a_wide_beam_finds_the_likeliest_text():
     features = torch.randn(12, utils.N_MELS, dtype=torch.float64)
     z, mask = model.encoder(features[None], torch.tensor([12]))
     log_p = model.ctc(z)[0].log_softmax(dim=-1)
+    letters_model = decoding.LetterModel().double().eval() if with_letters else None
     votes = {}
     for n_letters in range(3):
         for letters in itertools.product([9, 10, 11], repeat=n_letters):
@@ -91,5 +93,10 @@ def test_a_wide_beam_finds_the_likeliest_text():
                 log_p[:, None], text[:, 1:-1], [6], [n_letters], blank=PAD, reduction="sum"
             ).item()
             votes[letters] = 0.6 * decoder + 0.4 * ctc
-    written = decoding.beam_search(model, features, max_tokens=3, beam=1000, ctc_share=0.4)
+            if with_letters:
+                logits, _ = letters_model(text[:, :-1])
+                each = logits[0].log_softmax(dim=-1)
+                english = sum(each[i, token] for i, token in enumerate(text[0, 1:])).item()
+                votes[letters] += 0.4 * (english + 1.5 * (n_letters + 1))
+    written = decoding.beam_search(model, features, 3, 1000, ctc_share=0.4, letters=letters_model)
     assert tuple(written) == max(votes, key=votes.get)

@@ -82,7 +82,7 @@ def test_run_does_everything_in_order_and_makes_what_is_missing():
     scripts = ["q1_linear_attention.py -out build/sample -quick", "-only octmnist"]
     scripts += ["-learning_rate 0.1", "-learning_rate best", "-only ljspeech"]
     scripts += [
-        "BATCH_SIZE=8 .venv/bin/python -m tools.run_notebook",
+        "EPOCHS=8 BATCH_SIZE=8 LEARNING_RATE=0.0015 .venv/bin/python -m tools.run_notebook",
         "make_report -out build/sample",
     ]
     for script, line in zip(scripts, lines):

@@ -60,7 +60,7 @@ def test_model_scores_and_card(tmp_path, checkpoint, monkeypatch):
     low, high = result["test"]["beam"]["interval"]
     assert low <= result["test"]["beam"]["damerau_levenshtein"] <= high
     counts = [scores["n"] for scores in result["recordings"].values()]
-    assert counts == [1, 2, 1]  # two clips in one recording, two clips, one clip of Joe's
+    assert counts == [2, 1, 2, 1]  # two clips; both in one recording; by telephone; one of Joe's
     card = (tmp_path / "out" / "models" / "README.md").read_text()
     for said in ("1,234 parameters", "synthetic tones", "7 real clips", "Joe, a tone", "size\n16"):
         assert said in card

@@ -441,7 +441,7 @@ def test_an_edited_decoder_trains_decodes_and_is_recorded(tmp_path, decoder_name
     if name == "no positions":
         n_idle = model.decoder.positions.numel()  # they are there, but nothing moves them
         n_all = q3.n_parameters(model.encoder) + q3.n_parameters(model.decoder)
-        assert result["parameters"] == n_all - n_idle
+        assert result["parameters"] == n_all - n_idle and result["untrained"] == ["positions"]
     check_fast_decoding(space, model.double().eval())
     read = space.load_model(tmp_path / "out" / "checkpoints" / f"q3-{decoder_name}.pt")
     clip, text = space.corpus.features["test"][0], space.corpus.tokens["test"][0]

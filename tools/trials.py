@@ -1,12 +1,12 @@
 """The evidence for Q3.3: short trainings of both decoders on a small grammar, with several seeds.
 
-    python -m tools.make_sample_data -only ljspeech -n_clips 2000 -out build/trials
-    python -m tools.trials -data build/trials -out report
+    python -m tools.trials -data sample -out report
 
 Trains the LSTM decoder, the transformer decoder, and the transformer with its positions at random
 as they were handed out, each with the auxiliary CTC loss and without, each with five seeds; saves
 OUT/results/q3-<decoder>-trial-*.json. Several train at once, one to a processor. What was finished
-before, of as many epochs and the same clips, is not trained again.
+before, of as many epochs and the same clips, is not trained again. (The committed results are of
+2,000 sentences of the sample's earlier, larger grammar.)
 """
 
 import os

@@ -1,0 +1,95 @@
+"""Train the model of English letters that votes in transcribe.py's search.
+
+    python -m tools.letters -metadata metadata.csv -data FOLDER
+
+-metadata: that of LJ Speech; only transcripts of the course's training part are read, and none of
+the clips that -data holds out for validation. Writes OUT/models/letters.pt and prints, after each
+epoch, the bits that a letter of the course's validation part takes.
+"""
+
+import math
+import time
+from pathlib import Path
+
+import decoding
+import runs
+import utils
+from tools.sample_speech import read_metadata
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+BATCH = 32
+FIRST_VAL_CLIP = "LJ037-0213"  # where the course's validation part begins
+
+
+def split_texts(metadata, data):
+    """(training, validation) texts as tokens, by the course's split of all of LJ Speech."""
+    held_out = {clip for clip, _, _ in utils.load_ljspeech(data)[0]["val"]}
+    training, validation = [], []
+    for clip, _, text in read_metadata(metadata):
+        if clip < FIRST_VAL_CLIP and clip not in held_out:
+            training.append(torch.tensor(utils.encode(text)))
+        elif FIRST_VAL_CLIP <= clip < utils.FIRST_TEST_CLIP:
+            validation.append(torch.tensor(utils.encode(text)))
+    return training, validation
+
+
+def loss_of(model, texts):
+    """Cross-entropy of every next letter, nats per token."""
+    tokens, _ = utils.pad(texts, utils.PAD)  # (B, L)
+    logits, _ = model(tokens[:, :-1])
+    targets = tokens[:, 1:].flatten()
+    return F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=utils.PAD)
+
+
+def train(training, validation, epochs):
+    """A trained LetterModel."""
+    model = decoding.LetterModel()
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
+    n_steps = epochs * math.ceil(len(training) / BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, n_steps, pct_start=0.1)
+    lengths = [len(text) for text in training]
+    for epoch in range(1, epochs + 1):
+        model.train()
+        started = time.perf_counter()
+        batches = utils.batches_by_length(lengths, BATCH)
+        for indices in tqdm(batches, f"epoch {epoch}", leave=False, disable=runs.QUIET):
+            optimizer.zero_grad()
+            loss_of(model, [training[i] for i in indices]).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+        model.eval()
+        with torch.inference_mode():
+            bits = loss_of(model, validation).item() / math.log(2)
+        seconds = time.perf_counter() - started
+        print(
+            f"epoch {epoch}  {bits:.3f} bits per letter on validation  {seconds:.1f} s", flush=True
+        )
+    return model
+
+
+def make_parser():
+    parser = runs.ArgumentParser(__doc__)
+    parser.flag("metadata", type=Path, required=True, help="metadata.csv of all of LJ Speech")
+    parser.flag("data", required=True, help="the folder whose validation clips are left out")
+    parser.flag("out", type=Path, default="report", help="folder to write to")
+    parser.flag("epochs", type=runs.number(int, 1), default=5, help="passes over the transcripts")
+    return parser
+
+
+def main(args):
+    """Train, and save the weights as float16."""
+    runs.configure_seed(0)
+    model = train(*split_texts(args.metadata, args.data), args.epochs)
+    weights = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    path = args.out / "models" / "letters.pt"
+    runs.save_checkpoint(path, {"model": weights, "vocabulary": utils.VOCABULARY})
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    runs.run_script(main, make_parser())

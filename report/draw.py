@@ -33,19 +33,19 @@ def source_of(run):
 
 
 def draw_rates(results, epochs):
-    """Q2.1: training loss, and validation accuracy a panel for each rate: thin lines are seeds."""
+    """Q2.1: training loss, and validation accuracy a panel for each rate."""
     n_epochs = evidence.search(results, epochs)["config"]["epochs"]
     x = range(1, n_epochs + 1)
     figure, axes = utils.pyplot().subplots(1, 4, figsize=(6.8, 1.75), layout="constrained")
     for axis, (rate, colour) in zip(axes[1:], RATES.items()):
         runs = evidence.network(results, "maxpool", rate, epochs)
         band(axes[0], x, [[row["train_loss"] for row in run["epochs"]] for run in runs], colour)
-        accuracies = np.array([[row["val_accuracy"] for row in run["epochs"]] for run in runs])
-        axis.plot(x, accuracies.T, color=colour, linewidth=0.4, alpha=0.6)
-        axis.plot(x, accuracies.mean(axis=0), color=colour, linewidth=1.2)
-        axis.set(ylim=(0.1, 1))
+        accuracies = [[row["val_accuracy"] for row in run["epochs"]] for run in runs]
+        band(axis, x, accuracies, colour, linewidth=1.0)
+        axis.set(ylim=(0, 1))
         axis.set_title(f"rate {rate}", fontsize=8, color=colour)
     axes[0].set_ylabel("Training loss", fontsize=7)
+    axes[0].set_ylim(bottom=0)
     axes[1].set_ylabel("Validation accuracy", fontsize=7)
     for axis in axes:
         axis.set(xlabel="Epoch", xticks=np.linspace(0, n_epochs, 4))
@@ -70,7 +70,7 @@ PANELS = {  # of Q3's curves: what is drawn, its name, colour and line
 def draw_curves(results):
     """Q3.1, Q3.2: losses, similarities and error rates after each epoch, a row for each decoder."""
     figure, rows = utils.pyplot().subplots(
-        2, 3, figsize=(6.8, 3.7), sharex=True, sharey="col", layout="constrained"
+        2, 3, figsize=(6.8, 3.8), sharex=True, sharey="col", layout="constrained"
     )
     for axes, (decoder, title) in zip(rows, DECODERS.items()):
         runs = evidence.full_runs(results, decoder)
@@ -89,7 +89,7 @@ def draw_curves(results):
     for axis in rows[1]:
         axis.set_ylim(bottom=0)  # both rows: they share it
         axis.set_xlabel("Epoch")
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), **LEGEND)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.36), **LEGEND)
     utils.save_figure(figure, REPORT, "q3-full-curves", source_of(runs[0]))
 
 

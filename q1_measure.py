@@ -259,21 +259,17 @@ def draw(result, out):
 def draw_approximation(result, out):
     """The error of linear attention against the size of the scores, and beside it the bound."""
     figure, panels = utils.pyplot().subplots(
-        1, 2, figsize=(6.8, 2.0), sharey=True, layout="constrained"
+        1, 2, figsize=(5.2, 1.8), sharey=True, layout="constrained"
     )
-    refused = [row["n_terms"] for row in result["approximation"] if None in row["error"]]
-    titles = {"error": "Error", "bound": "Bound"}
-    if refused:
-        titles["error"] += f" (K = {' and '.join(map(str, refused))} end where refused)"
-    for axes, (key, title) in zip(panels, titles.items()):
+    for axes, key in zip(panels, ("error", "bound")):
         for row in result["approximation"]:
             label = f"K = {row['n_terms']}"
             axes.plot(row["score_scale"], row[key], "o-", markersize=3, label=label)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        axes.set(xlabel="Largest score |q·k|", title=title)
+        axes.set(xlabel="Largest score |q·k|", title=key.capitalize())
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("Largest difference of an output")
+    panels[0].set(ylabel="Largest difference", yticks=[1e-12, 1e-8, 1e-4, 1, 1e4])
     panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     utils.save_figure(figure, out, "q1-approximation", result["data"]["source"])
 

@@ -107,11 +107,6 @@ def paired(a, b):
     return mean(gaps), mean(gaps) - half, mean(gaps) + half
 
 
-def paired_difference(a, b, digits=3):
-    size, low, high = paired(a, b)
-    return f"{signed(size, digits)} (95 % interval {interval(low, high, digits)})"
-
-
 def share_with_interval(parts, wholes):
     """The share mean(parts) / mean(wholes) of paired values, and Fieller's 95 % interval for it.
 
@@ -483,18 +478,18 @@ def scores_of(runs):
 
 
 def q2_rows(results, epochs):
-    """The search over the rates, the chosen one in bold; last the network that does not look."""
+    """The search over the rates, Q2.1's answer in bold; last the network that does not look."""
     found = search(results, epochs)
     rows = []
     for rate in found["config"]["learning_rate"]:
         runs = network(results, "maxpool", f"{rate:g}", epochs)
-        cells = [f"{rate:g}", spread(last(runs, "train_loss"))]
+        cells = [str(found["config"]["epochs"]), f"{rate:g}", spread(last(runs, "train_loss"))]
         cells += [spread(last(runs, "val_accuracy")), spread(test(runs)), spread(test(runs, "auc"))]
-        if rate == found["best"]["learning_rate"]:
+        if not epochs and rate == found["best"]["learning_rate"]:
             cells = [f"*{cell}*" for cell in cells]
         rows.append(cells)
     naming = [f"{max(class_shares(found, split)):.3f}" for split in ("val", "test")]
-    rows.append(["_image not seen_", f"{loss_of_shares(found):.3f}", *naming, "0.500"])
+    rows.append(["", "_image not seen_", f"{loss_of_shares(found):.3f}", *naming, "0.500"])
     return rows
 
 
@@ -900,13 +895,9 @@ def q3_numbers(results):
         "seed_rows": seed_rows(results),
         "lead_rows": lead_rows(results),
         "clip_rows": clip_rows(results),
-        "lead_of_seeds": paired_difference(
-            [similarity(run) for run in transformer], [similarity(run) for run in lstm], digits=4
-        ),
         "trial_p": trial_p(results),
         "more_parameters": f"{lstm[0]['parameters'] - transformer[0]['parameters']:,}",
         "clock_only": f"{similarity(results['q3-transformer-full-noctc']):.3f}",
-        "cer_difference": paired_difference(test(transformer, "cer"), test(lstm, "cer")),
         "longest_clip": f"{max(lstm[0]['clips']['seconds']):.1f}",
         "trial_rows": trial_rows(results),
         "n_trials": len(trials(results, "lstm-trial-ctc")),

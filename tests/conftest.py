@@ -1,6 +1,5 @@
 """What the tests share: scripts as modules, tiny datasets, running things as a person would."""
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -18,14 +17,6 @@ import pytest  # noqa: E402
 import soundfile  # noqa: E402
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="Windows has other signals and streams")
-
-
-def load_script(name):
-    """A script in the root as a module, also where its name is no module name: hw2-q2."""
-    spec = importlib.util.spec_from_file_location(name.replace("-", "_"), ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def run_python(*words, cwd=ROOT, **options):

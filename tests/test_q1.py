@@ -1,8 +1,6 @@
 """Q1: the feature maps, every attention against the formula written out, refusals, the command."""
 
 import doctest
-import inspect
-import itertools
 import json
 import math
 
@@ -16,10 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-MAPS = [
-    (q1.taylor_feature_map, q1.feature_dim),
-    (q1.reduced_feature_map, q1.reduced_feature_dim),
-]
 LINEAR = [q1.taylor_attention, q1.linear_attention, q1.linear_attention_chunked]
 APPROXIMATE = [*LINEAR, q1.causal_linear_attention]
 ATTENTIONS = [q1.softmax_attention, *APPROXIMATE]
@@ -44,19 +38,12 @@ def series(s, n_terms):
     return sum(s**n / math.factorial(n) for n in range(n_terms))
 
 
-def quadratic(Q, K, V, n_terms=3):
+def quadratic(Q, K, V, n_terms=3, causal=False):
     """Taylor attention written out, independent of the module's."""
     weights = series(Q @ K.mT, n_terms)
+    if causal:
+        weights = weights.tril()
     return weights @ V / weights.sum(dim=-1, keepdim=True)
-
-
-def masked_quadratic(Q, K, V, n_terms=3):
-    """Causal Taylor attention one position at a time: what a decoder would do."""
-    rows = []
-    for t in range(Q.shape[-2]):
-        keys, values = K[..., : t + 1, :], V[..., : t + 1, :]
-        rows.append(quadratic(Q[..., t : t + 1, :], keys, values, n_terms))
-    return torch.cat(rows, dim=-2)
 
 
 def assert_close(found, expected, atol=1e-12, message=None):
@@ -79,11 +66,18 @@ def test_the_feature_maps_by_hand():
     once = torch.tensor([[1.0, 2.0, 3.0, 4 * half, 6.0, 9 * half]])
     assert_close(q1.reduced_feature_map(x[None]), once, 1e-6)
     assert q1.feature_dim(64, 3) == 1 + 64 + 64**2 and q1.reduced_feature_dim(64, 3) == 65 * 66 / 2
+    assert q1.reduced_feature_dim(2, 4) == 10  # 1 a b aa ab bb aaa aab abb bbb
 
 
-@pytest.mark.parametrize("feature_map, n_features", MAPS)
-@pytest.mark.parametrize("D", [1, 2, 3, 7])
-@pytest.mark.parametrize("n_terms", range(1, 7))
+@pytest.mark.parametrize(
+    "feature_map, n_features",
+    [
+        (q1.taylor_feature_map, q1.feature_dim),
+        (q1.reduced_feature_map, q1.reduced_feature_dim),
+    ],
+)
+@pytest.mark.parametrize("D", [1, 3, 7])
+@pytest.mark.parametrize("n_terms", [1, 2, 3, 6])
 def test_features_multiply_to_the_series(feature_map, n_features, D, n_terms):
     q, k = normal(2, 2, 3, 5, D, scale=1.0)
     phi_q, phi_k = feature_map(q, n_terms), feature_map(k, n_terms)
@@ -91,21 +85,6 @@ def test_features_multiply_to_the_series(feature_map, n_features, D, n_terms):
     expected = series(q @ k.mT, n_terms)
     size = series(q.norm(dim=-1)[..., :, None] * k.norm(dim=-1)[..., None, :], n_terms)
     assert ((phi_q @ phi_k.mT - expected).abs() <= 1e-13 * size).all()
-
-
-@pytest.mark.parametrize("D", [1, 2, 3, 5])
-@pytest.mark.parametrize("n_terms", range(1, 7))
-def test_every_monomial_is_there_once(D, n_terms):
-    exponents = [e for e in itertools.product(range(n_terms), repeat=D) if sum(e) < n_terms]
-    assert q1.reduced_feature_dim(D, n_terms) == len(exponents)
-    primes = [2, 3, 5, 7, 11][:D]  # tell products apart
-    rows = torch.tensor([1, *primes], dtype=torch.float64)
-    found = q1.monomials(rows, n_terms - 1)
-    expected = [math.prod(p**n for p, n in zip(primes, e)) for e in exponents]
-    assert sorted(found.tolist()) == sorted(expected)
-    if n_terms > 2:  # into memory that is given
-        out = torch.full_like(found, math.nan)
-        assert q1.monomials(rows, n_terms - 1, out) is out and torch.equal(out, found)
 
 
 # --------------------------------------------------------------------------------------- attention
@@ -125,21 +104,10 @@ def test_linear_equals_quadratic_for_every_chunk(L, n_terms):
 @pytest.mark.parametrize("n_terms", [1, 3])
 def test_causal_equals_masked_quadratic_for_every_chunk(L, n_terms):
     Q, K, V = normal(3, 2, L, 4)
-    expected = masked_quadratic(Q, K, V, n_terms)
+    expected = quadratic(Q, K, V, n_terms, causal=True)
     for chunk in (1, 2, 32, L, L + 1, None):
         found = q1.causal_linear_attention(Q, K, V, n_terms, chunk)
         assert_close(found, expected, message=f"chunk {chunk}")
-
-
-@pytest.mark.parametrize("chunk", [1, 7, 40])
-def test_causal_rows_do_not_depend_on_later_keys(chunk):
-    Q, K, V = normal(3, 40, 3)
-    K2, V2 = K.clone(), V.clone()
-    K2[20:], V2[20:] = normal(20, 3, seed=1), normal(20, 3, seed=2)
-    before = q1.causal_linear_attention(Q, K, V, 3, chunk)
-    after = q1.causal_linear_attention(Q, K2, V2, 3, chunk)
-    assert torch.equal(before[:20], after[:20])
-    assert not torch.allclose(before[20:], after[20:])
 
 
 @pytest.mark.parametrize("chunk", [16, None])
@@ -148,7 +116,7 @@ def test_causal_rows_are_right_before_one_very_long_key(chunk):
     Q, K, V = normal(3, 64, 8, dtype=torch.float32)
     K[-1] *= 30_000
     found = q1.causal_linear_attention(Q, K, V, 3, chunk)
-    expected = masked_quadratic(*(x.double() for x in (Q, K, V)))
+    expected = quadratic(Q.double(), K.double(), V.double(), causal=True)
     assert_close(found.double(), expected, atol=1e-5)
 
 
@@ -181,22 +149,6 @@ def test_half_precision_is_accumulated_in_float32(dtype, attention):
     assert (found.double() - exact).abs().max() <= torch.finfo(dtype).eps * exact.abs().max()
 
 
-@pytest.mark.parametrize("n_terms", [3, 5])
-def test_rounding_grows_with_the_lengths_as_the_docstring_says(n_terms):
-    """A weight in float32 against float64: q and k are long, qᵀk is small, so features cancel."""
-    rotation = torch.linalg.qr(normal(8, 8))[0]
-    for length in (10.0, 100.0, 1000.0):  # |q||k|
-        q = normal(500, 8, seed=1, scale=0.1)
-        k = normal(500, 8, seed=2, scale=0.1)
-        q[:, 0], k[:, 1] = math.sqrt(length), math.sqrt(length)
-        q, k = ((x @ rotation).float() for x in (q, k))
-        products = (q1.taylor_feature_map(q, n_terms) * q1.taylor_feature_map(k, n_terms)).sum(1)
-        exact = series((q.double() * k.double()).sum(1), n_terms)
-        error = (products - exact).abs().max().item()
-        stated = 6e-8 * length ** (n_terms - 1) / math.factorial(n_terms - 1)
-        assert stated / 50 < error < stated
-
-
 # ------------------------------------------------------------------------------- memory and device
 def test_extra_memory_does_not_grow_with_the_length():
     """One buffer for the features of a chunk, used again."""
@@ -213,43 +165,25 @@ def test_measured_memory_is_what_was_allocated():
     assert 2_000_000 <= q1_measure.peak_memory(lambda x: (x + 1) * 2, x) < 2_001_000
 
 
-def test_chunks_are_sized_for_the_device():
-    """A processor's cache holds few features; a GPU wants few, large kernels."""
-    lengths = {}
-    with FakeTensorMode():
-        for device in ("cpu", "cuda"):
-            lengths[device] = q1.chunk_length(None, torch.empty(1, 1, 16384, 64, device=device), 3)
-    assert lengths["cpu"] == 2**20 // 2145 and lengths["cuda"] >= 16384
-
-
 @pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize("options", [{}, {"n_terms": 1}, {"n_terms": 4}, {"chunk": 7}])
-def test_every_tensor_is_made_on_the_device_of_the_inputs(attention, options, monkeypatch):
+def test_every_tensor_is_made_on_the_device_of_the_inputs(attention, monkeypatch):
     """On a GPU that is not there: torch refuses to mix devices among fake tensors, too."""
-    if not set(options) <= set(inspect.signature(attention).parameters):
-        return
     monkeypatch.setattr(q1, "check_normaliser", lambda *_: None)  # they have no values to check
     with FakeTensorMode():
         Q, K, V = torch.empty(3, 2, 4, 30, 8, device="cuda", dtype=torch.float16)
-        Z = attention(Q, K, V, **options)
+        Z = attention(Q, K, V)
     assert Z.device.type == "cuda" and Z.dtype == torch.float16 and Z.shape == Q.shape
 
 
 # ---------------------------------------------------------------------------------------- refusals
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize(
-    "shapes",
-    [
-        [(0, 4), (0, 4), (0, 4)],
-        [(5, 4), (5, 3), (5, 4)],
-        [(5, 4), (5, 4), (6, 4)],
-        [(2, 5, 4), (3, 5, 4), (3, 5, 4)],
-        [(4,), (4,), (4,)],
-    ],
+    "q, k, v",
+    [((0, 4), (0, 4), (0, 4)), ((5, 4), (5, 3), (5, 4)), ((2, 5, 4), (1, 5, 4), (1, 5, 4))],
 )
-def test_shapes_that_do_not_fit_are_refused(attention, shapes):
+def test_shapes_that_do_not_fit_are_refused(attention, q, k, v):
     with pytest.raises(ValueError, match=r"must be \(\.\.\., T, D\)"):
-        attention(*(torch.zeros(shape) for shape in shapes))
+        attention(torch.zeros(q), torch.zeros(k), torch.zeros(v))
 
 
 def test_causal_needs_as_many_queries_as_keys():
@@ -267,7 +201,7 @@ def test_what_is_no_tensor_of_floats_is_refused(attention):
             attention(*inputs)
 
 
-@pytest.mark.parametrize("count", [0, -1, 3.0, "3"])
+@pytest.mark.parametrize("count", [0, 3.0])
 def test_what_is_no_count_is_refused(count):
     Q, K, V = normal(3, 6, 3)
     for attention in APPROXIMATE:
@@ -279,12 +213,9 @@ def test_what_is_no_count_is_refused(count):
 
 
 @pytest.mark.parametrize("attention", APPROXIMATE)
-@pytest.mark.parametrize("n_terms", [2, 4])
-def test_a_normaliser_that_is_not_positive_is_refused(attention, n_terms):
+@pytest.mark.parametrize("n_terms, root", [(2, -1.0), (4, -1.59607)])
+def test_a_normaliser_that_is_not_positive_is_refused(attention, n_terms, root):
     """The series has one real root; one term more has none."""
-    root = -1.0
-    for _ in range(50):  # Newton
-        root -= series(root, n_terms) / series(root, n_terms - 1)
     one = torch.ones(1, 1, dtype=torch.float64)
     with pytest.raises(ValueError, match=rf"n_terms={n_terms} .* an odd n_terms, whose weights"):
         attention(one * (root - 1), one, one, n_terms)
@@ -301,16 +232,6 @@ def test_a_normaliser_that_is_not_finite_is_refused(attention, number, found):
         attention(Q, K, V)
 
 
-@pytest.mark.parametrize("n_terms", [1, 3, 5])
-@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
-def test_odd_n_terms_average_the_values(n_terms, scale):
-    """Positive weights: every output lies between the smallest and the largest value."""
-    Q, K, V = normal(3, 200, 3, seed=n_terms)
-    for attention in APPROXIMATE:
-        out = attention(scale * Q, K, V, n_terms)
-        assert (out <= V.max() + 1e-9).all() and (out >= V.min() - 1e-9).all()
-
-
 # ------------------------------------------------------------------------------- what is measured
 @pytest.mark.parametrize("n_terms", range(2, 7))
 def test_the_bound_holds_and_is_not_idle(n_terms):
@@ -324,23 +245,18 @@ def test_the_bound_holds_and_is_not_idle(n_terms):
     assert (max(row["negative_weights"]) == 0) == (n_terms % 2 == 1)
 
 
-def curve(method, lengths, seconds):
-    return {"D": 4, "method": method, "seq_lens": lengths, "seconds": seconds}
-
-
 @pytest.mark.parametrize(
     "seconds, text",
     [
         ([50, 200, 800], "faster from L = 200 (15 by the count), 2 times as fast at L = 400"),
         ([900, 900, 900], "faster at the shortest length already (15 by"),
         ([50, 100, 300], "not faster at the longest length (15 by the count), 0.75 times"),
-        ([], "never both measured"),
     ],
 )
 def test_crossover_in_words(seconds, text):
     lengths = [100, 200, 400]
-    linear = curve("linear", lengths, lengths)
-    exact = curve("softmax, fused", lengths[: len(seconds)], seconds)
+    linear = {"D": 4, "method": "linear", "seq_lens": lengths, "seconds": lengths}
+    exact = {"D": 4, "method": "softmax, fused", "seq_lens": lengths, "seconds": seconds}
     (row,) = q1_measure.crossovers([exact, linear], 3)
     assert q1_measure.text_of_crossover(row).startswith(text)
 
@@ -365,15 +281,13 @@ def parse(*flags):
 
 
 def test_script(tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    """Measured in this process; drawn and summed up by the script, from the saved numbers."""
     flags = "-seq_lens 256 64 128 -dims 4 8 -device cpu -max_memory 5e-4".split()
-    process = run_script("q1_linear_attention.py", *flags, "-out", tmp_path)
-    assert process.returncode == 0, process.stderr
-    assert "skipped: L = 256 needs about 0.00054 GB, over -max_memory 0.0005" in process.stdout
-    assert "data: random normal Q, K, V (synthetic)" in process.stdout
-
+    monkeypatch.setattr(q1_measure, "draw", lambda *_: None)
+    q1_measure.main(parse(*flags, "-out", str(tmp_path)))
     path = tmp_path / "results" / "q1.json"
-    result = json.loads(path.read_text())
+    saved = path.read_text()
+    result = json.loads(saved)
     assert result["status"] == "finished" and result["config"]["seq_lens"] == [64, 128, 256]
     assert all(row["full"] < 1e-13 and row["reduced"] < 1e-13 for row in result["identities"])
     assert result["linear_vs_quadratic"]["float64"] < 1e-14
@@ -388,12 +302,14 @@ def test_script(tmp_path, monkeypatch):
         for fastest, median, slowest in zip(row["fastest"], row["seconds"], row["slowest"]):
             assert 0 < fastest <= median <= slowest
 
-    figures = sorted((tmp_path / "figures").glob("*"))
+    process = run_script("q1_linear_attention.py", "-plot_only", "-out", tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "skipped: L = 256 needs about 0.00054 GB, over -max_memory 0.0005" in process.stdout
+    assert "data: random normal Q, K, V (synthetic)" in process.stdout
+    figures = sorted(path.name for path in (tmp_path / "figures").iterdir())
     names = ("approximation", "memory", "seconds")
-    assert [f.name for f in figures] == [f"q1-{n}.{s}" for n in names for s in ("pdf", "png")]
-    figures[0].unlink()
-    q1_measure.main(parse("-plot_only", "-out", str(tmp_path)))
-    assert figures[0].exists() and json.loads(path.read_text()) == result
+    assert figures == [f"q1-{name}.{suffix}" for name in names for suffix in ("pdf", "png")]
+    assert path.read_text() == saved
 
 
 def test_what_does_not_fit_into_memory_is_skipped_and_said(capsys):
@@ -418,22 +334,13 @@ def test_a_device_that_is_not_there_is_one_sentence(tmp_path):
         q1_measure.main(parse("-device", "warp", "-out", str(tmp_path)))
 
 
-def test_quick_stops_at_4096():
-    assert max(parse("-quick").seq_lens) == 4096 and max(parse().seq_lens) == 65536
-
-
-def test_nothing_to_draw_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="does not exist; run `python q1_linear"):
-        q1_measure.main(parse("-plot_only", "-out", str(tmp_path)))
-
-
 def test_memory_that_runs_out_ends_in_one_sentence(tmp_path, monkeypatch, capsys):
     """As on a GPU that is smaller than -max_memory says."""
 
     def out_of_memory(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64 GiB")
 
-    monkeypatch.setattr(q1_measure, "compare_methods", out_of_memory)
+    monkeypatch.setattr(q1_measure, "measure_all", out_of_memory)
     monkeypatch.setattr("sys.argv", ["q1_linear_attention.py", "-out", str(tmp_path)])
     with pytest.raises(SystemExit) as end:
         q1_measure.run()

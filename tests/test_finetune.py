@@ -1,6 +1,5 @@
 """tools/finetune.py: what is done to a clip, by hand, and both trainings on a tiny corpus."""
 
-import copy
 import math
 
 import runs
@@ -60,31 +59,23 @@ def test_both_trainings(tmp_path, monkeypatch):
     small = {"d": 16, "n_blocks": 1, "device": "cpu"}
     load = runs.load_definitions
     monkeypatch.setattr(runs, "load_definitions", lambda *a, **k: load(*a, **k, **small))
-    started_with = []
-
-    def start_from(checkpoint, *rest):
-        run = original(checkpoint, *rest)
-        started_with.append((checkpoint, copy.deepcopy(run.model.state_dict())))
-        return run
-
-    original = finetune.start_from
-    monkeypatch.setattr(finetune, "start_from", start_from)
     out = tmp_path / "out"
     flags = ["-spoken", tmp_path / "spoken", "-data", tmp_path / "real", "-out", out]
     flags += ["-epochs", 1, "-tuning_epochs", 2]
     finetune.main(finetune.make_parser().parse_args(list(map(str, flags))))
 
-    ((checkpoint, weights),) = started_with
-    first = runs.load_checkpoint(checkpoint)
-    assert checkpoint.name == "q3-transformer-varied.pt"
-    for name, tensor in first["model"].items():
-        assert torch.equal(tensor, weights[name])
     tuned = runs.load_checkpoint(out / "checkpoints" / "q3-transformer-finetuned.pt")
     result = tuned["result"]
     similarity = [row["damerau_levenshtein"] for row in result["epochs"]]
     assert result["kept_epoch"] == 1 + similarity.index(max(similarity)) and len(similarity) == 2
     assert result["status"] == "finished" and result["varied"]["noise"] == 0.5
-    assert result["started_from"]["data"]["counts"]["train"] == 9
+    assert result["started_from"]["data"]["counts"]["train"] == 9  # of 12 clips, not of 8
+
+    first = out / "checkpoints" / "q3-transformer-varied.pt"
+    q3 = runs.load_definitions(finetune.NOTEBOOK, data=str(tmp_path / "real"), out=str(out))
+    run = finetune.start_from(first, q3, q3.load_corpus(q3.settings))
+    weights = run.model.state_dict()
+    for name, tensor in runs.load_checkpoint(first)["model"].items():
+        assert torch.equal(tensor, weights[name])
     assert not torch.equal(tuned["model"]["ctc.weight"], weights["ctc.weight"])
-    q3 = load(finetune.NOTEBOOK, device="cpu")
     assert q3.load_model(out / "checkpoints" / "q3-transformer-finetuned.pt")  # probe and all

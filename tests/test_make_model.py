@@ -44,9 +44,8 @@ def make(*flags):
 def test_model_scores_and_card(tmp_path, checkpoint, monkeypatch):
     write_corpus(tmp_path)
     (tmp_path / "joe").mkdir()
-    soundfile.write(
-        tmp_path / "joe" / "LJ001-0011.wav", 0.1 * np.sin(np.arange(20_000) / 9), 22_050
-    )
+    tone = 0.1 * np.sin(np.arange(20_000) / 9)
+    soundfile.write(tmp_path / "joe" / "LJ001-0011.wav", tone, utils.SAMPLE_RATE)
     (tmp_path / "joe" / "README").write_text("Joe, a tone\n")
     monkeypatch.chdir(tmp_path)  # features are kept in build/model
     flags = ["-data", tmp_path, "-out", tmp_path / "out", "-speakers", tmp_path / "joe"]

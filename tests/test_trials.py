@@ -1,7 +1,5 @@
 """tools/trials.py: each kind of run is trained with its own settings, and none twice."""
 
-import json
-
 import runs
 from conftest import write_corpus
 from tools import trials
@@ -14,11 +12,11 @@ def test_six_kinds_of_runs_for_a_seed(tmp_path, capsys):
     trials.main(args)
     found, losses = {}, set()
     for path in (tmp_path / "out" / "results").glob("*.json"):
-        result = json.loads(path.read_text())
+        result = runs.load_result(tmp_path / "out", path.stem)
+        assert result["status"] == "finished"
         config = result["config"]
         found[path.stem] = (config["ctc_weight"], config["clock"], config["seed"])
         losses.add(result["test"]["loss"])
-        assert result["status"] == "finished"
     assert found == {
         "q3-lstm-trial-ctc-seed7": (0.3, 1, 7),
         "q3-lstm-trial-noctc-seed7": (0.0, 1, 7),

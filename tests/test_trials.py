@@ -5,7 +5,8 @@ from conftest import write_corpus
 from tools import trials
 
 
-def test_six_kinds_of_runs_for_a_seed(tmp_path, capsys):
+def test_six_kinds_of_runs_for_a_seed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runs, "side_by_side", lambda train, jobs: [train(*job) for job in jobs])
     write_corpus(tmp_path)
     flags = ["-data", str(tmp_path), "-out", str(tmp_path / "out"), "-epochs", "1", "-seed", "7"]
     args = trials.make_parser().parse_args(flags)

@@ -34,13 +34,9 @@ def commands(*words, **environment):
 @pytest.mark.parametrize(
     "words, flags",
     [
-        (["q1", "DIMS=16 32"], "-dims 16 32"),
-        (["q1", "SEQ_LENS=64", "N_TERMS=5", "MAX_MEMORY=1"], "-seq_lens 64 -n_terms 5"),
-        (["q1", "OUT=o"], "-out o"),
+        (["q1", "DIMS=16 32", "SEQ_LENS=64", "MAX_MEMORY=1"], "-seq_lens 64 -dims 16 32"),
         (["q2", "DROPOUT=0.5", "EPOCHS=3"], "-epochs 3 -dropout 0.5"),
-        (["q2", "L2_DECAY=0.1", "OPTIMIZER=adam"], "-l2_decay 0.1 -optimizer adam"),
         (["q2", "DATA=d", "OUT=o", "SEED=1 2"], "-data d -out o -seed 1 2"),
-        (["run", "EPOCHS=2"], "-epochs 2"),
         (["run", "DIMS=8"], "-quick -dims 8"),
     ],
 )
@@ -67,14 +63,10 @@ def test_question_3_gets_its_settings_in_the_environment(tmp_path):
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "$DATA,$OUT,$EPOCHS,$DECODERS,$LEARNING_RATE" "$@"\n')
     python.chmod(0o755)
-
-    def run(*words):
-        command = ["make", "-s", "-o", ".venv/ready", f"PY={python}", *words]
-        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        return process.stdout
-
-    told = run("q3", "DATA=my data", "OUT=o", "EPOCHS=1", "DECODERS=lstm", "LEARNING_RATE=0.1")
-    assert told == "my data,o,1,lstm,0.1 -m tools.run_notebook\n"
+    words = ["-s", "-o", ".venv/ready", f"PY={python}", "q3"]
+    words += ["DATA=my data", "OUT=o", "EPOCHS=1", "DECODERS=lstm", "LEARNING_RATE=0.1"]
+    process = subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True)
+    assert process.stdout == "my data,o,1,lstm,0.1 -m tools.run_notebook\n"
 
 
 def test_run_does_everything_in_order_and_makes_what_is_missing():
@@ -101,10 +93,7 @@ def test_run_does_everything_in_order_and_makes_what_is_missing():
         (["q3", "epochs=1"], "no setting epochs; did you mean EPOCHS?"),
         (["q3", "LR=0.1"], "no setting LR; did you mean LEARNING_RATE?"),
         (["q3", "DECODER=lstm"], "no setting DECODER; did you mean DECODERS?"),
-        (["run", "SEEDS=1"], "no setting SEEDS; did you mean SEED?"),
         (["q1", "EPOCHS=3"], "make q1 does not read EPOCHS; make q2 does"),
-        (["test", "OUT=o"], "make test does not read OUT; make q1 does"),
-        (["q2", "WAV=a.wav"], "make q2 does not read WAV; make transcribe does"),
         (["transcribe"], "give WAV=my.wav"),
         (["transcribe", "my.wav"], "give WAV=my.wav"),
     ],

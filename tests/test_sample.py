@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import utils
-from conftest import POSIX, ROOT, SHARED, restore_interrupts
+from conftest import POSIX, ROOT
 from runs import UserError
 from tools import make_sample_data, sample_images, sample_speech
 
@@ -64,27 +64,21 @@ def test_classes_are_what_they_claim(monkeypatch):
     """Scans that differ in their class alone (same random numbers, no speckle), in pixels."""
     monkeypatch.setattr(sample_images, "SPECKLE", 1e9)
     depth = np.arange(28)[:, None]
-    rows, lift, crests, dark, thick = {}, {}, {}, {}, {}
+    rows, lift, crests, dark = {}, {}, {}, {}
     for label in (3, 0, 1, 2):
         labels = np.full(200, label)
         scans = sample_images.draw_scans(labels, np.random.default_rng(0)).astype(float)
         scans[scans == 255] = 0  # the white corners
-        outer = scans.argmax(axis=1)  # (N, 28): rows of the outer surface
+        rows[label] = outer = scans.argmax(axis=1)  # (N, 28): rows of the outer surface
         inner = (scans > 40).argmax(axis=1)  # (N, 28)
-        rows[label] = outer
         lift[label] = np.median((rows[3] - outer).max(axis=1))
         left, middle, right = outer[:, :-2], outer[:, 1:-1], outer[:, 2:]
         crests[label] = ((middle < left) & (middle <= right)).sum(axis=1).mean()
         retina = (depth > inner[:, None] + 1) & (depth < outer[:, None] - 1)  # (N, 28, 28)
         dark[label] = (retina & (scans < 30)).sum(axis=(1, 2)).mean()
-        thick[label] = (outer - inner).mean()
-        if label == 3:
-            dip = inner.max(axis=1) - np.median(inner, axis=1)
-            assert dip.mean() > 2  # the foveal dip
     assert lift[0] >= 3 and crests[0] < 3  # CNV: one high rise of the outer layer
     assert 2 <= lift[2] <= lift[0] and crests[2] > 3.5  # drusen: several small ones
     assert lift[1] == 0 and dark[1] > 5  # DME: dark cysts
-    assert thick[1] > thick[3] + 0.8  # and thickening
     assert max(dark[0], dark[2], dark[3]) < 0.1
 
 
@@ -133,9 +127,8 @@ def test_same_seed_same_files(sample, tmp_path):
 
 
 def test_pace_and_noise_vary():
-    first, again = (sample_speech.say("The same words.", 1.0, seed=1) for _ in range(2))
-    other = sample_speech.say("The same words.", 1.0, seed=2)
-    assert (first == again).all() and len(other) and not np.array_equal(first, other)
+    first, other = (sample_speech.say("The same words.", 1.0, seed=seed) for seed in (1, 2))
+    assert len(other) and not np.array_equal(first, other)
     assert len(sample_speech.say("The same words.", 0.8, seed=1)) > 1.1 * len(first)
 
 
@@ -171,10 +164,8 @@ def test_metadata_is_spoken_as_given(tmp_path):
     "table, said",
     [
         ("", "row 1 .* 1 columns"),
-        ("a|b|c\nd|e\n", "row 2 .* 2 columns"),
         ("a|b|c\n\nd|e|f\n", "row 2 .* 1 columns"),
         ("../a|b|c\n", "the id '../a'"),
-        ("|b|c\n", "the id ''"),
         ("a|b|c\na|d|e\n", "row 2 .* the id a of an earlier row"),
         ("X-1|one|one\nX-3|中文|中文\n", "cannot say the transcript of X-3"),
     ],
@@ -185,21 +176,13 @@ def test_wrong_rows_are_one_sentence(tmp_path, table, said):
     assert not (tmp_path / "out" / "LJSpeech-1.1").exists()
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the real LJ Speech metadata is not here")
-def test_real_metadata():
-    assert len(sample_speech.read_metadata(SHARED / "ljspeech_metadata_full.csv")) == 13_100
-
-
 # --------------------------------------------------------------------------- again, and interrupted
-def test_second_call_does_nothing(sample, capsys, monkeypatch):
-    monkeypatch.setattr(sample_speech, "speak_all", None)
-    monkeypatch.setattr(sample_images, "draw_splits", None)
-    make(sample)
-    assert capsys.readouterr().out.count("complete already") == 2
-
-
-def test_other_settings_replace_the_sample(tmp_path):
+def test_second_call_does_nothing_and_other_settings_replace_the_sample(tmp_path, capsys):
     make(tmp_path, "-n_clips", 4)
+    before = (tmp_path / "LJSpeech-1.1" / "metadata.csv").stat().st_mtime_ns
+    make(tmp_path, "-n_clips", 4)
+    assert capsys.readouterr().out.count("complete already") == 2
+    assert (tmp_path / "LJSpeech-1.1" / "metadata.csv").stat().st_mtime_ns == before
     make(tmp_path, "-n_clips", 3)
     assert sorted(os.listdir(tmp_path)) == ["LJSpeech-1.1", "octmnist.npz"]
     assert len(list((tmp_path / "LJSpeech-1.1" / "wavs").iterdir())) == 3
@@ -217,21 +200,18 @@ def test_foreign_data_is_left_alone(tmp_path):
 
 
 @POSIX
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
-def test_interrupted_half_way_and_gone_on_with(sample, tmp_path, name):
+def test_killed_half_way_and_gone_on_with(sample, tmp_path):
     """Nothing is there until all is; the same command goes on, and what is spoken stays."""
     flags = ["-only", "ljspeech", "-out", str(tmp_path), "-n_clips", str(N_CLIPS)]
     process = subprocess.Popen(
         [sys.executable, "-m", "tools.make_sample_data", *flags],
         cwd=ROOT,
         start_new_session=True,
-        preexec_fn=restore_interrupts,
     )
     while not list(tmp_path.rglob("[!.]*.wav")):
         assert process.poll() is None
-    os.killpg(process.pid, getattr(signal, name))  # all its processes, as Ctrl-C does
+    os.killpg(process.pid, signal.SIGKILL)  # all its processes
     process.wait()
-    assert process.returncode == (-9 if name == "SIGKILL" else 2)
     spoken = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("[!.]*.wav")}
     assert 0 < len(spoken) < N_CLIPS and not (tmp_path / "LJSpeech-1.1").exists()
 

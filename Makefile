@@ -90,12 +90,13 @@ model: .venv/ready  ## the model that comes with the clone: METADATA= is spoken,
 	"$(PY)" -m tools.letters -metadata "$(METADATA)" -data "$(DATA)"
 	"$(PY)" -m tools.make_model -data "$(DATA)" \
 		-checkpoint build/model/checkpoints/q3-transformer-finetuned.pt
+	"$(PY)" -m tools.make_report -readme
 
 report: OUT := report
 report: .venv/ready  ## compile report/report.pdf, or another OUT's results.pdf
 	"$(PY)" -m tools.make_report -out "$(OUT)"
 
-readme: .venv/ready  ## write README's table of results from report/results
+readme: .venv/ready  ## write the committed results into README and the model's card
 	"$(PY)" -m tools.make_report -readme
 
 submission: .venv/ready  ## the zip to hand in; refuses until report/group.toml is filled in

@@ -17,21 +17,21 @@ import torch
 Q3 = runs.load_definitions(transcribe.NOTEBOOK, device="cpu")
 
 
-def picture(model, samples, stretches, texts):
-    """A map for each stretch of speech, from the top: a row for each letter."""
+def picture(model, samples, written):
+    """A map for each stretch of speech (start, stop, text), from the top: a row for each letter."""
     plt = utils.pyplot()
-    heights = [len(text) + 8 for text in texts]
+    heights = [len(text) + 8 for _, _, text in written]
     figure, axes = plt.subplots(
-        len(texts),
+        len(written),
         figsize=(8, 0.1 * sum(heights)),
         layout="constrained",
         squeeze=False,
         height_ratios=heights,
     )
-    for axis, (a, b), text in zip(axes[:, 0], stretches, texts):
+    for axis, (start, stop, text) in zip(axes[:, 0], written):
         tokens = torch.tensor(utils.encode(text))
-        weights = Q3.attention_map(model, utils.log_mel(samples[a:b]), tokens)  # (T, S)
-        ends = (a / utils.SAMPLE_RATE, b / utils.SAMPLE_RATE)
+        weights = Q3.attention_map(model, utils.log_mel(samples[start:stop]), tokens)  # (T, S)
+        ends = (start / utils.SAMPLE_RATE, stop / utils.SAMPLE_RATE)
         extent = (*ends, len(weights) - 0.5, -0.5)
         axis.imshow(weights.sqrt(), extent=extent, aspect="auto", cmap="magma", vmin=0, vmax=1)
         axis.set_yticks(range(len(weights)), [*text.replace(" ", "␣"), "end"], fontsize=6)
@@ -44,11 +44,10 @@ def picture(model, samples, stretches, texts):
 def write_down(model, path):
     """The text of a recording, and where the decoder listened for each letter."""
     samples = utils.read_audio(path)
-    stretches = transcribe.stretches_of_speech(samples)
-    texts = [transcribe.write_down(model, samples[a:b]) for a, b in stretches]
-    if not texts:
+    written = transcribe.transcribe_samples(model, samples)
+    if not written:
         return "(nobody speaks in it)", None
-    return " ".join(texts), picture(model, samples, stretches, texts)
+    return transcribe.text_of(written), picture(model, samples, written)
 
 
 def main(args):

@@ -89,18 +89,28 @@ def write_down(model, samples, with_letters=True):
 
 
 def transcribe_samples(model, samples, name="recording", with_letters=True):
-    """What `model` writes for samples (n,); the progress bar, if it takes long, has this name."""
+    """What `model` writes for samples (n,): [(start, stop, text)], one for each stretch of speech.
+
+    The progress bar, if it takes long, has this name.
+    """
     stretches = stretches_of_speech(samples)
     is_short = len(stretches) < 2
-    texts = []
-    for a, b in tqdm(stretches, name, leave=False, disable=is_short or runs.QUIET):
-        texts.append(write_down(model, samples[a:b], with_letters))
-    return " ".join(text for text in texts if text)
+    written = []
+    for start, stop in tqdm(stretches, name, leave=False, disable=is_short or runs.QUIET):
+        text = write_down(model, samples[start:stop], with_letters)
+        if text:
+            written.append((start, stop, text))
+    return written
+
+
+def text_of(written):
+    """The texts of all stretches, one after the other."""
+    return " ".join(text for _, _, text in written)
 
 
 def transcribe(model, path):
     """What `model` writes for the sound file `path`: "" where nobody speaks."""
-    return transcribe_samples(model, utils.read_audio(path), Path(path).name)
+    return text_of(transcribe_samples(model, utils.read_audio(path), Path(path).name))
 
 
 # ----------------------------------------------------------------------------------- command line

@@ -945,6 +945,41 @@ def readme_rows(results):
     return rows
 
 
+def model_rows(model):
+    """The model's card: scores on each kind of recordings."""
+    named = {
+        "clips as they are, greedy as the assignment asks": model["test"]["greedy"],
+        "clips as they are, search without the model of letters": model["test"]["beam"],
+        **model["recordings"],
+    }
+    rows = []
+    for name, scores in named.items():
+        similarity = f"{scores['damerau_levenshtein']:.3f} ({interval(*scores['interval'])})"
+        rates = f"{scores['wer']:.3f}", f"{scores['cer']:.3f}"
+        rows.append([name, str(scores["n"]), similarity, *rates])
+    return rows
+
+
+def model_facts(model):
+    """The model's card: what it is, what it learned from, and how it was made."""
+    trained, machine = model["trained"], model["environment"]
+    start = trained["started_from"]["data"]
+    threads = f"threads: {machine['threads']}"
+    return [
+        ["parameters, without the CTC layer", whole(trained["parameters"])],
+        ["size", bytes_text(model["bytes"])],
+        ["trained first on", f"{whole(start['counts']['train'])} clips ({start['source']})"],
+        ["then on", f"{trained['data']['counts']['train']} clips ({trained['data']['source']})"],
+        ["scored on", model["data"]["source"]],
+        [
+            "a minute of speech takes",
+            f"{model['seconds_per_minute']:.0f} s ({machine['processor']}; {threads})",
+        ],
+        ["trained by", f"`{trained['command']}`"],
+        ["scored by", f"`{model['command']}`"],
+    ]
+
+
 def readme_times(times):
     """README's sentence on how long its two commands take."""
     run, test = (f"{times['seconds'][name] / 60:.1f}" for name in ("run", "test"))

@@ -6,16 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import utils
+
+import numpy as np
+import pytest
+import soundfile
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"  # real data, where this checkout has it beside it
-sys.path.insert(0, str(ROOT))
-
-import utils  # noqa: E402
-
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import soundfile  # noqa: E402
-
 POSIX = pytest.mark.skipif(os.name != "posix", reason="Windows has other signals and streams")
 
 

@@ -1,4 +1,4 @@
-"""tools/make_model.py: half the precision, scores of the file as it is, and a card made of them."""
+"""tools/make_model.py: half the precision, scores of the file as it is, and what the card says."""
 
 from dataclasses import asdict
 
@@ -6,6 +6,7 @@ import runs
 import transcribe
 import utils
 from conftest import write_corpus
+from report import evidence
 from runs import UserError
 from tools import make_model
 
@@ -29,7 +30,7 @@ def checkpoint(tmp_path):
         "data": {"source": "tones", "counts": {"train": 7}},
         "parameters": 1234,
         "command": "make model",
-        "started_from": {"data": {"source": "synthetic tones"}},
+        "started_from": {"data": {"source": "synthetic tones", "counts": {"train": 9}}},
     }
     weights = {"model": model.state_dict(), "sizes": asdict(sizes)}
     path = tmp_path / "checkpoints" / "q3-transformer-finetuned.pt"
@@ -60,9 +61,10 @@ def test_model_scores_and_card(tmp_path, checkpoint, monkeypatch):
     assert low <= result["test"]["beam"]["damerau_levenshtein"] <= high
     counts = [scores["n"] for scores in result["recordings"].values()]
     assert counts == [2, 1, 2, 1]  # two clips; both in one recording; by telephone; one of Joe's
-    card = (tmp_path / "out" / "models" / "README.md").read_text()
-    for said in ("1,234 parameters", "synthetic tones", "7 real clips", "Joe, a tone", "size\n16"):
-        assert said in card
+    assert [row[0] for row in evidence.model_rows(result)][-1] == "Joe, a tone"
+    facts = str(evidence.model_facts(result))
+    for said in ("1,234", "9 clips (synthetic tones)", "7 clips (tones)", "`make model`"):
+        assert said in facts
 
     checkpoint.unlink()
     make(*flags)  # the model is scored again without what it was made of

@@ -1,6 +1,5 @@
 """The report: it compiles, its claims follow the results, and the submission is packed."""
 
-import json
 import random
 import re
 import shutil
@@ -277,11 +276,13 @@ def test_missing_code_blocks_the_submission(project):
         make("-out", project / "report", "-submission")
 
 
-def test_readme_table_is_current(project):
-    before = (project / "README.md").read_text()
+def test_readme_and_card_are_current(project):
+    pages = ("README.md", "report/models/README.md")
+    (project / "report" / "models").mkdir()
+    shutil.copy(ROOT / pages[1], project / pages[1])
     make("-readme")
-    assert (project / "README.md").read_text() == before
+    for page in pages:
+        assert (project / page).read_text() == (ROOT / page).read_text(), "run `make readme`"
     (project / "README.md").write_text("no markers")
     with pytest.raises(UserError, match="markers"):
-        make_report.write_readme()
-    assert json.dumps(evidence.readme_rows(make_report.read_results(ROOT / "report")))
+        make("-readme")

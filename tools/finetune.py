@@ -20,7 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import runs
-from runs import UserError
 
 import torch
 import torch.nn.functional as F
@@ -125,10 +124,6 @@ def start_from(checkpoint, q3, corpus):
     run.model = q3.load_model(checkpoint, q3.DEVICE)
     saved = runs.load_checkpoint(checkpoint)
     run.sizes = q3.ModelSizes(**saved["sizes"])
-    longest = q3.sizes_for(corpus, "transformer", q3.settings).n_positions
-    if longest > run.sizes.n_positions:
-        problem = f"has positions for {run.sizes.n_positions} letters, the clips need {longest}"
-        raise UserError(f"{checkpoint} {problem}; speak longer transcripts first.")
     n_steps = q3.settings.epochs * math.ceil(len(corpus.rows["train"]) / q3.settings.batch_size)
     run.optimizer, run.schedule = q3.new_optimizer(run.model, q3.settings, n_steps)
     what = ("command", "config", "data", "environment", "seconds")

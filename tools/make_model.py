@@ -1,14 +1,13 @@
-"""Score the model that comes with the clone on recordings of several kinds, and write its card.
+"""Score the model that comes with the clone on recordings of several kinds.
 
     python -m tools.make_model -data FOLDER [-speakers FOLDER ...] [-checkpoint FILE]
 
-Writes report/results/q3-model.json and, beside report/models/q3.pt, README.md. With -checkpoint,
-what `tools.finetune` left becomes report/models/q3.pt first, in half precision; what is scored is
-that file, read anew. Each folder of -speakers has test clips in another voice, <id>.wav, and a
-README whose first line says whose it is. `make model` does all of it from the data.
+Writes report/results/q3-model.json, which `make readme` shows on the model's card. With
+-checkpoint, what `tools.finetune` left becomes report/models/q3.pt first, in half precision; what
+is scored is that file, read anew. Each folder of -speakers has test clips in another voice,
+<id>.wav, and a README whose first line says whose it is. `make model` does all of it.
 """
 
-import textwrap
 import time
 from pathlib import Path
 
@@ -18,7 +17,6 @@ import utils
 from runs import UserError
 
 import numpy as np
-import soundfile
 import torch
 from tqdm import tqdm
 
@@ -96,7 +94,7 @@ def score_recordings(q3, model, rows, record=as_it_is, n_clips=1, with_letters=T
         samples = record([utils.read_audio(path) for _, _, path in group])
         references.append(" ".join(utils.decode(utils.encode(text)) for _, text, _ in group))
         written = transcribe.transcribe_samples(model, samples, with_letters=with_letters)
-        hypotheses.append(written)
+        hypotheses.append(transcribe.text_of(written))
     return scores_of(q3, references, hypotheses)
 
 
@@ -108,19 +106,15 @@ def speaker(folder, rows):
     return name, [row for row in paths if row[2].exists()]
 
 
-def seconds_per_minute(q3, model, rows):
-    """How long transcribe.py takes for a minute of speech."""
-    seconds = sum(soundfile.info(path).duration for _, _, path in rows)
-    started = time.perf_counter()
-    score_recordings(q3, model, rows)
-    return 60 * (time.perf_counter() - started) / seconds
-
-
 def score_everything(q3, model, corpus, speakers):
     """The results file's scores: greedy, by transcribe.py, and of recordings that differ."""
     rows = corpus.rows["test"]
+    minutes = sum(map(len, corpus.features["test"])) * utils.HOP / utils.SAMPLE_RATE / 60
+    started = time.perf_counter()
+    as_they_are = score_recordings(q3, model, rows)
+    seconds = time.perf_counter() - started
     recordings = {
-        "clips as they are": score_recordings(q3, model, rows),
+        "clips as they are": as_they_are,
         "two clips with a quiet room (−40 dB) before, between and behind": score_recordings(
             q3, model, rows, with_pauses, n_clips=2
         ),
@@ -137,83 +131,8 @@ def score_everything(q3, model, corpus, speakers):
             "beam": score_recordings(q3, model, rows, with_letters=False),
         },
         "recordings": recordings,
-        "seconds_per_minute": seconds_per_minute(q3, model, rows[:10]),
+        "seconds_per_minute": seconds / minutes,
     }
-
-
-# ---------------------------------------------------------------------------------------- the card
-def table_of_scores(result):
-    named = {
-        "clips as they are, greedy as the assignment asks": result["test"]["greedy"],
-        "clips as they are, search without the model of letters": result["test"]["beam"],
-        **result["recordings"],
-    }
-    lines = []
-    for name, scores in named.items():
-        low, high = scores["interval"]
-        similarity = f"{scores['damerau_levenshtein']:.3f} ({low:.3f} to {high:.3f})"
-        rates = f"{scores['wer']:.3f} | {scores['cer']:.3f}"
-        lines.append(f"| {name} | {scores['n']} | {similarity} | {rates} |")
-    return "\n".join(lines)
-
-
-def card(result):
-    """The text of the card: all numbers are the result's."""
-    trained = result["trained"]
-    return textwrap.dedent(CARD).format(
-        config=result["config"],
-        decoder=result["config"]["decoder"],
-        parameters=f"{trained['parameters']:,}",
-        megabytes=f"{result['bytes'] / 1e6:.1f}",
-        start=trained["started_from"]["data"]["source"],
-        n_train=trained["data"]["counts"]["train"],
-        source=result["data"]["source"],
-        table=table_of_scores(result),
-        seconds=f"{result['seconds_per_minute']:.0f}",
-        threads=result["environment"]["threads"],
-        machine=result["environment"]["processor"],
-        trained=trained["command"],
-        command=result["command"],
-    )
-
-
-CARD = """\
-    # The model that comes with the clone: q3.pt
-
-    English speech to text, letter by letter, for `transcribe.py`, `make demo` and the last section
-    of the notebook. This page is written by `tools/make_model.py` from
-    `report/results/q3-model.json`.
-
-    **Architecture.** The encoder of the notebook ({config[n_blocks]} blocks, hidden size
-    {config[d]}) with the {decoder} decoder and the CTC layer: {parameters} parameters and the
-    layer, in float16, {megabytes} MB. The notebook's `load_model` reads it and asks its probe.
-    Beside it lies `letters.pt`, a model of English letters (one GRU, 0.5 MB) that votes in the
-    search of `transcribe.py`; `tools/letters.py` trained it on transcripts of the training part.
-
-    **Data.** First, {start}:
-    the course's training part, in the voice of the package hibari-tts (Apache License 2.0). Then
-    {n_train} real clips of the same part of LJ Speech 1.1 (public domain), one woman reading from
-    seven books. No sentence of the test clips was read or heard in training.
-
-    **Scores** on clips of the course's test part. Data: {source};
-    other voices read the same texts. By `transcribe.py` but for the first two rows. Similarity is
-    1 − Damerau–Levenshtein distance / length of the longer text, mean over recordings, with the
-    interval in which a bootstrap over the recordings finds 95 % of the means.
-
-    | recordings | how many | similarity | word error rate | letter error rate |
-    |---|---|---|---|---|
-    {table}
-
-    A minute of speech takes {seconds} s ({machine}; threads: {threads}).
-
-    **What it is bad at.** It is a model of one speaker: it has heard one synthetic and one real
-    voice, both female and American, reading prose in a quiet room. Other voices, accents,
-    children, noise, telephones and spontaneous speech cost many more errors. It knows words only as
-    sequences of letters; names and numbers suffer. It writes lower case, and of punctuation only
-    , . ? -.
-
-    Trained by `{trained}`; scored by `{command}`.
-"""
 
 
 # ------------------------------------------------------------------------------------ command line
@@ -229,7 +148,7 @@ def make_parser():
 
 
 def main(args):
-    """Write the weights if they are new, score them, save the result, write the card."""
+    """Write the weights if they are new, score them, save the result."""
     runs.check_writable(args.out)
     here = {"data": str(args.data), "out": "build/model", "device": "cpu", "bf16": 0}
     q3 = runs.load_definitions(transcribe.NOTEBOOK, **here)
@@ -250,8 +169,6 @@ def main(args):
     result["trained"] = saved["trained"]
     result["status"] = "finished"
     runs.save_result(args.out, result)
-    with runs.write_atomically(args.out / "models" / "README.md") as temporary:
-        temporary.write_text(card(result), encoding="utf-8")
     print(f"{path}: {result['bytes'] / 1e6:.1f} MB")
 
 

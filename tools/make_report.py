@@ -3,7 +3,7 @@
     python -m tools.make_report -out report               report/report.pdf: the answers
     python -m tools.make_report -out build/sample         build/sample/results.pdf: tables, figures
     python -m tools.make_report -out report -submission   the report, then <group>.zip: PDF and code
-    python -m tools.make_report -readme                   README's table of the committed results
+    python -m tools.make_report -readme                   README's numbers, and the model's card's
 
 The report's text is report/*.typ, its numbers come from report/evidence.py, and what its sentences
 claim beyond numbers is in report/claims.py; claims that the results no longer bear out are listed.
@@ -93,17 +93,31 @@ def compile_sheet(out):
     return compile_document("results", evidence.sheet(read_results(out)), out)
 
 
-# ---------------------------------------------------------------------------------- README's table
+# ------------------------------------------------------------------------- numbers of other pages
 def write_readme():
-    """Write what the committed results say between README's markers."""
-    path = ROOT / "README.md"
+    """Write what the committed results say between the markers of README and the model's card."""
     results = read_results(ROOT / "report")
-    rows = ["| question | result | data |", "|---|---|---|"]
-    for cells in evidence.readme_rows(results):
-        rows.append(f"| {' | '.join(cells)} |")
+    times = [evidence.readme_times(results["times"])]
+    rows = table(["question", "result", "data"], evidence.readme_rows(results))
+    write_between(ROOT / "README.md", times=times, results=rows)
+
+    model = results["q3-model"]
+    header = ["recordings", "how many", "similarity", "word error rate", "letter error rate"]
+    scores = table(header, evidence.model_rows(model))
+    facts = table(["", ""], evidence.model_facts(model))
+    write_between(ROOT / "report" / "models" / "README.md", facts=facts, scores=scores)
+
+
+def table(header, rows):
+    """The lines of a Markdown table."""
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def write_between(path, **blocks):
+    """Write {name: lines} into a Markdown file, each between its two markers of that name."""
     text = path.read_text(encoding="utf-8")
-    text = put_between(text, "times", [evidence.readme_times(results["times"])])
-    text = put_between(text, "results", rows)
+    for name, lines in blocks.items():
+        text = put_between(text, name, lines)
     with runs.write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
@@ -114,7 +128,7 @@ def put_between(text, name, lines):
     before, found_begin, rest = text.partition(begin)
     _, found_end, after = rest.partition(end)
     if not found_begin or not found_end:
-        raise UserError(f"README.md has lost the markers around its {name}; restore them.")
+        raise UserError(f"a README has lost the markers around its {name}; restore them.")
     return "\n".join([before + begin, *lines, end + after])
 
 
@@ -155,7 +169,7 @@ def make_parser():
     parser = runs.ArgumentParser(__doc__)
     out = "folder that holds results/ and figures/, and gets the PDF"
     submission = "also write <group>.zip, with the PDF and the code"
-    readme = "write README's table of the committed results, and no report"
+    readme = "write the committed results into README and the model's card, and no report"
     parser.flag("out", default="report", help=out)
     parser.flag("submission", action="store_true", help=submission)
     parser.flag("readme", action="store_true", help=readme)

@@ -4,6 +4,9 @@ OUT ?= build/sample
 PYTHON ?= python3
 PY := .venv/bin/python
 
+# Some containers set this: then every start compiles torch and its relatives anew, for 4 to 15 s.
+unexport PYTHONDONTWRITEBYTECODE
+
 # A setting is given as `make q2 EPOCHS=3`, or in the environment, under one name everywhere. Here
 # are the flags of Questions 1 and 2 that are handed on; Question 3's settings are in its notebook.
 Q1 := seq_lens dims n_terms max_memory seed device

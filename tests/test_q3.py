@@ -2,13 +2,14 @@
 
 import json
 import math
+import os
 import re
 import shutil
 
 import decoding
 import runs
 import utils
-from conftest import ROOT, write_corpus
+from conftest import ROOT, run_python, write_corpus
 from runs import UserError
 from utils import PAD, START, STOP, VOCABULARY
 
@@ -454,6 +455,34 @@ def test_a_corpus_of_five_clips(tmp_path):
     space = space_for(tmp_path, n_clips=5, epochs=1)
     model, result = train(space, "transformer")
     assert space.test(model, result, space.corpus, space.settings)["status"] == "finished"
+
+
+def test_the_cells_saved_as_a_script_run_from_top_to_bottom(tmp_path):
+    """With settings put behind the cell tagged "parameters", as papermill does, and an edit of all
+    layers, which the model that comes with the clone then does not fit.
+    """
+    notebook = nbformat.read(edited_notebook(tmp_path, ("nn.GELU()", "nn.ReLU()")), as_version=4)
+    sources = []
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            sources.append(cell.source)
+        if "parameters" in cell.metadata.get("tags", []):
+            sources.append("d = 16\nn_blocks = 1\nepochs = 1\nbatch_size = 4")
+    script = tmp_path / "notebook.py"
+    script.write_text("\n\n".join(sources), encoding="utf-8")
+    write_corpus(tmp_path)
+    out = tmp_path / "out"
+    places = {"PYTHONPATH": str(ROOT), "DATA": str(tmp_path), "OUT": str(out), "DEVICE": "cpu"}
+    process = run_python(script, env={**os.environ, **places})
+    assert process.returncode == 0, process.stderr
+    assert "is of other code" in process.stdout and "So the transformer decoder" in process.stdout
+    for decoder_name in ("lstm", "transformer"):
+        result = runs.load_result(out, f"q3-{decoder_name}")
+        assert result["status"] == "finished" and len(result["epochs"]) == 1
+        assert result["config"]["d"] == 16
+
+    process = run_python(script, cwd=tmp_path)
+    assert "start in the folder that holds this notebook" in process.stderr
 
 
 # ---------------------------------------------------------------------------------------- settings

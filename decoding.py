@@ -5,8 +5,8 @@ letter has been read before: the keys and values of its letters, those of the cl
 an LSTM stay as they are. `FastDecoder` remembers them and reads the newest letter alone. It knows
 `W_K`, `W_V`, `positions` and recurrent layers; whatever else of a decoder is edited, it follows.
 
-`greedy_decode` writes what the notebook's plain loop writes; `beam_search` is what transcribe.py
-uses. Shapes: B texts, S frames of z, D hidden size, V tokens.
+It is called as the decoder is, so the notebook's greedy decoding takes either; `beam_search` is
+what transcribe.py uses. Shapes: B texts, S frames of z, D hidden size, V tokens.
 """
 
 import copy
@@ -64,13 +64,14 @@ class RememberState(nn.Module):
 
 
 class FastDecoder:
-    """A decoder of the notebook, for one batch of clips, that is given one letter at a time."""
+    """A decoder of the notebook that reads only the newest letter, for one batch of clips.
 
-    def __init__(self, decoder, z, mask):
+    It is called as the decoder is, first with START alone, then with one letter more each time.
+    """
+
+    def __init__(self, decoder):
         parameters = {id(parameter): parameter for parameter in decoder.parameters()}
         self.decoder = copy.deepcopy(decoder, parameters)  # its own layers, the same parameters
-        self.z, self.mask = z, mask  # (B, S, D), (B, 1, 1, S)
-        self.n_letters = 0
         self.positions = getattr(decoder, "positions", None)
         self.remembering = []
         for layer in list(self.decoder.modules()):
@@ -84,18 +85,17 @@ class FastDecoder:
         setattr(layer, name, remembering)
         self.remembering.append(remembering)
 
-    def step(self, letters):
-        """The newest letter of each text (B, 1) -> logits of the letter after it (B, V)."""
+    def __call__(self, text, z, mask=None):
+        """text (B, T), z (B, S, D), mask (B, 1, 1, S) -> logits of the next letter (B, 1, V)."""
         for remembering in self.remembering:
             remembering.n_calls = 0
         if self.positions is not None:  # the newest letter stands at the beginning of the rest
             del self.decoder.positions
-            self.decoder.positions = self.positions[self.n_letters :]
-        self.n_letters += 1
-        return self.decoder(letters, self.z, self.mask)[:, -1]
+            self.decoder.positions = self.positions[text.shape[1] - 1 :]
+        return self.decoder(text[:, -1:], z, mask)
 
     def keep(self, rows):
-        """Go on with these of the texts, (W,) indices, all of one clip: z (1, S, D)."""
+        """Go on with these of the texts, (W,) indices, all of one clip: z is (1, S, D)."""
         for remembering in self.remembering:
             if isinstance(remembering, RememberState):
                 remembering.states = [_rows_of_state(s, rows) for s in remembering.states]
@@ -109,27 +109,6 @@ def _rows_of_state(state, rows):
     if isinstance(state, tuple):
         return tuple(part[:, rows] for part in state)
     return state[:, rows]
-
-
-@torch.inference_mode()
-def greedy_decode(decoder, z, mask, max_tokens):
-    """The notebook's greedy decoding, fast: z (B, S, D), mask -> tokens (B, up to 1 + max_tokens).
-
-    START stands first, PAD after STOP.
-    """
-    fast = FastDecoder(decoder, z, mask)
-    text = torch.full((len(z), 1), START, device=z.device)  # (B, 1)
-    has_stopped = torch.zeros_like(text, dtype=torch.bool)  # (B, 1)
-    for _ in range(max_tokens):
-        logits = fast.step(text[:, -1:])  # (B, V), of the next letter
-        logits[:, [START, PAD]] = -math.inf  # no text holds them
-        letter = logits.argmax(dim=-1, keepdim=True)  # (B, 1)
-        letter = letter.masked_fill(has_stopped, PAD)
-        text = torch.cat([text, letter], dim=1)
-        has_stopped |= letter == STOP
-        if has_stopped.all():
-            break
-    return text
 
 
 # ----------------------------------------------------------------------------- a search over texts
@@ -217,14 +196,14 @@ def beam_search(model, features, max_tokens, beam=8, ctc_share=0.4, letters=None
     device = features.device
     z, mask = model.encoder(features[None], torch.tensor([len(features)], device=device))
     prefix_score = PrefixScore(model.ctc(z)[0].float().log_softmax(dim=-1).cpu())
-    fast = FastDecoder(model.decoder, z, mask)
+    fast = FastDecoder(model.decoder)
 
     texts = torch.tensor([[START]])  # (W, L)
     decoder_scores, letter_scores = torch.zeros(1), torch.zeros(1, 1)  # (W,), (W, 1)
     state, slack = None, 5.0 if letters else 0.0
     best_text, best_score = texts[0], -math.inf
     for _ in range(max_tokens):
-        logits = fast.step(texts[:, -1:].to(device))  # (W, V), of the next token
+        logits = fast(texts.to(device), z, mask)[:, -1]  # (W, V), of the next token
         log_p = logits.cpu().double().log_softmax(dim=-1)
         decoder = decoder_scores[:, None] + log_p
         ctc, sums = prefix_score.continuations(texts[:, -1])

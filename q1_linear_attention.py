@@ -1,7 +1,6 @@
 """Question 1: attention in time linear in the sequence length, from the Taylor series of exp.
 
     python q1_linear_attention.py               measures time and memory
-    python q1_linear_attention.py -quick        the same up to L = 4,096
     python q1_linear_attention.py -plot_only    figures and summary of saved numbers
 
 The file answers in the order of the question: exact attention (Q1.1), the feature map (Q1.2), the
@@ -270,7 +269,6 @@ def linear_attention_chunked(Q, K, V, n_terms=3, chunk=None):
     O(LMD) time; the extra memory is O(MD + chunk M), whatever L is. Without `chunk`, as many
     positions as fit into FEATURES_AT_ONCE.
     """
-    refuse_gradients(Q, K, V)
     chunk = chunk_length(chunk, Q, n_terms)
     M = reduced_feature_dim(Q.shape[-1], n_terms)
     longest = min(chunk, max(Q.shape[-2], K.shape[-2]))
@@ -340,15 +338,6 @@ def shape_error(Q, K, V):
     wanted = "(..., T, D), (..., S, D), (..., S, E), causal T = S, sizes >= 1"
     got = [tuple(Q.shape), tuple(K.shape), tuple(V.shape)]
     return ValueError(f"Q, K, V must be {wanted}; got {got}.")
-
-
-def refuse_gradients(Q, K, V):
-    wanted = Q.requires_grad or K.requires_grad or V.requires_grad
-    if wanted and torch.is_grad_enabled():
-        raise ValueError(
-            "linear_attention_chunked is for inference; call it under torch.no_grad(), or "
-            "linear_attention for gradients."
-        )
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ Saves OUT/results/q1.json and OUT/figures/q1-*.{pdf,png}. Seconds are medians ov
 the methods take turns, so that a busy moment of the machine hits all of them.
 """
 
-import argparse
 import functools
 import math
 import os
@@ -23,7 +22,6 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 LENGTHS = [2**n for n in range(8, 17)]  # 256 to 65,536
-QUICK_LENGTHS = [L for L in LENGTHS if L <= 4096]
 ROUNDS = 5
 SCALES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 24.0)  # largest |q·k| of an approximation
 METHODS = ("linear", "softmax, fused", "softmax, plain")  # whose time and memory are measured
@@ -307,30 +305,20 @@ def draw_memory(result, out):
 
 
 def draw_scaling(result, key):
-    curves = []
-    for row in result["scaling"]:
-        curves.append((row["seq_lens"], row[key], f"D = {row['D']}", row["method"]))
-    return plot_logarithmic(curves, LINES)
-
-
-def plot_logarithmic(curves, lines):
-    """Draw curves on two logarithmic axes: (figure, axes).
-
-    curves: a list of (x values, y values, name of its colour, name of its line).
-    lines: {name: matplotlib's kind of line}.
-    """
+    """Every curve on two logarithmic axes, a colour for each D, a line for each method."""
     plt = utils.pyplot()
     width, height = utils.HALF_PAGE
     figure, axes = plt.subplots(figsize=(width, height + 0.4), layout="constrained")
     colours = {}
-    for x, y, colour, line in curves:
-        colours.setdefault(colour, f"C{len(colours)}")
-        axes.plot(x, y, lines[line], color=colours[colour], marker="o", markersize=3)
+    for row in result["scaling"]:
+        colour = colours.setdefault(f"D = {row['D']}", f"C{len(colours)}")
+        line = LINES[row["method"]]
+        axes.plot(row["seq_lens"], row[key], line, color=colour, marker="o", markersize=3)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.grid(alpha=0.3)
     handles = [plt.Line2D([], [], color=c, label=name) for name, c in colours.items()]
-    for name, line in lines.items():
+    for name, line in LINES.items():
         handles.append(plt.Line2D([], [], color="gray", linestyle=line, label=name))
     close = {"handlelength": 1.8, "handletextpad": 0.5, "columnspacing": 1}
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, **close)
@@ -392,30 +380,13 @@ def make_parser():
     positive = runs.number(int, 1)
     gigabytes = runs.number(float, 0)
     parser = runs.ArgumentParser(q1.__doc__)
-    lengths = parser.add_mutually_exclusive_group()
-    lengths.add_argument(
-        "-seq_lens",
-        "--seq_lens",
-        type=positive,
-        nargs="+",
-        default=LENGTHS,
-        help="lengths L",
-    )
-    lengths.add_argument(
-        "-quick",
-        "--quick",
-        dest="seq_lens",
-        action="store_const",
-        const=QUICK_LENGTHS,
-        default=argparse.SUPPRESS,  # that of -seq_lens holds
-        help="only lengths up to 4,096",
-    )
+    parser.flag("seq_lens", type=positive, nargs="+", default=LENGTHS, help="lengths L")
     parser.flag("dims", type=positive, nargs="+", default=[16, 32, 64], help="head sizes D")
     parser.flag("n_terms", type=int, choices=(1, 3, 5, 7), default=3, help="terms that are timed")
     parser.flag("max_memory", type=gigabytes, default=6.0, help="GB; what needs more is skipped")
     parser.flag("out", default="build/sample", help="folder for results/ and figures/")
     parser.flag("seed", type=runs.SEED, default=42, help="of the random Q, K and V")
-    parser.flag("device", default="auto", help="auto, cpu, cuda:1 or mps")
+    parser.flag("device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     parser.flag("plot_only", action="store_true", help="draw the results in OUT, measure nothing")
     return parser
 

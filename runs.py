@@ -206,17 +206,11 @@ def some_of(*allowed):
     return parse
 
 
-def cells_of(path, tag):
-    """The sources of a notebook's code cells that carry this tag, in order."""
-    notebook = json.loads(Path(path).read_text(encoding="utf-8"))
-    cells = notebook["cells"]
-    return ["".join(c["source"]) for c in cells if tag in c["metadata"].get("tags", [])]
-
-
 def setting_names(path):
     """The names of a notebook's settings: what its cell tagged "parameters" assigns."""
-    (source,) = cells_of(path, "parameters")
-    statements = ast.parse(source).body
+    cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+    (cell,) = (cell for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+    statements = ast.parse("".join(cell["source"])).body
     return [line.targets[0].id for line in statements if isinstance(line, ast.Assign)]
 
 

@@ -173,43 +173,51 @@ def load_ljspeech(folder):
     if not root.exists():
         advice = "set DOWNLOAD=1 to fetch it (2.6 GB), or `make sample` for a stand-in"
         raise UserError(f"{root} does not exist; {advice}.")
-    text = runs.read_text(root / "metadata.csv")
-    clips = _match_rows_to_files(text, root)
+    clips = _find_clips(read_metadata(root / "metadata.csv"), root)
     splits, how = split_clips(clips)
     info = {
         "source": _label_of_corpus(root, clips),
-        "sha256": _hash_of_corpus(text, clips),
+        "sha256": _hash_of_corpus(root, clips),
         "counts": {split: len(rows) for split, rows in splits.items()},
         "split": how,
     }
     return splits, info
 
 
-def _match_rows_to_files(text, root):
-    """[(id, normalised transcript, path)] of metadata.csv; UserError names a wrong row."""
+def read_metadata(path):
+    """The rows [(id, transcript, normalised transcript)] of an LJ Speech metadata file.
+
+    UserError names a wrong row.
+    """
+    rows, seen = [], set()
+    lines = runs.read_text(path).rstrip("\n").split("\n")
+    for number_of_row, line in enumerate(lines, start=1):
+        columns = tuple(column.strip() for column in line.split("|"))
+        problem = None
+        if len(columns) != 3:
+            problem = f"{len(columns)} columns, not id|transcript|normalised"
+        elif not columns[2]:
+            problem = "no text"
+        elif columns[0] in seen:
+            problem = f"the id {columns[0]} of an earlier row"
+        if problem:
+            raise UserError(f"row {number_of_row} of {path} has {problem}; correct or remove it.")
+        rows.append(columns)
+        seen.add(columns[0])
+    return rows
+
+
+def _find_clips(rows, root):
+    """[(id, normalised transcript, path)] of the rows of metadata.csv."""
     files = {}
     for path in sorted((root / "wavs").iterdir()):
         if path.suffix.lower() in (".wav", ".flac"):
             files[path.stem] = path
-
-    clips, seen = [], set()
-    for number_of_row, row in enumerate(text.rstrip("\n").split("\n"), start=1):
-        where = f"row {number_of_row} of {root / 'metadata.csv'}"
-        columns = [column.strip() for column in row.split("|")]
-        if len(columns) != 3:
-            found = f"has {len(columns)} columns, not id|transcript|normalised"
-            raise UserError(f"{where} {found}; correct or remove it.")
-        name, _, transcript = columns
-        problem = None
-        if not transcript:
-            problem = "no text"
-        elif name in seen:
-            problem = "an id seen before"
-        elif name not in files:
-            problem = "no clip in wavs/"
-        if problem:
-            raise UserError(f"{where} ('{name}') has {problem}; correct or remove it.")
-        seen.add(name)
+    clips = []
+    for name, _, transcript in rows:
+        if name not in files:
+            problem = f"there is no clip of {name} in {root / 'wavs'}"
+            raise UserError(f"{problem}; add it, or remove its row from metadata.csv.")
         clips.append((name, transcript, files[name]))
     return clips
 
@@ -254,9 +262,9 @@ def _is_ljspeech(clips):
     return all(name.startswith("LJ0") for name, _, _ in clips)
 
 
-def _hash_of_corpus(text, clips):
+def _hash_of_corpus(root, clips):
     """A hash of the metadata and of every clip's content (a few seconds for all of LJ Speech)."""
-    digest = hashlib.sha256(text.encode())
+    digest = hashlib.sha256(runs.read_text(root / "metadata.csv").encode())
     for name, _, path in clips:
         digest.update(name.encode())
         digest.update(path.read_bytes())

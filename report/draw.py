@@ -3,7 +3,6 @@
 Lines are means over the seeds, bands reach from the least to the greatest of them.
 """
 
-import json
 import re
 from pathlib import Path
 
@@ -165,10 +164,8 @@ def draw_derailed(results):
     utils.save_figure(figure, REPORT, "q3-full-derailed", source)
 
 
-def main():
+def main(results):
     """Draw all of them."""
-    paths = (REPORT / "results").glob("*.json")
-    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     draw_rates(results, "")
     draw_rates(results, "-epochs150")
     draw_curves(results)

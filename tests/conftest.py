@@ -45,11 +45,6 @@ def run_script(name, *arguments, **options):
     return run_python(ROOT / name, *arguments, **options)
 
 
-def run_tool(name, *arguments, **options):
-    """Run a tool by `python -m tools.<name>`."""
-    return run_python("-m", f"tools.{name}", *arguments, **options)
-
-
 def assert_one_sentence(process):
     """The house rule for bad input: exit status 2 and one sentence on stderr, no traceback."""
     assert process.returncode == 2, process.stderr

@@ -65,7 +65,7 @@ def test_a_beam_of_one_without_ctc_is_greedy_decoding():
         features = torch.randn(40, utils.N_MELS, dtype=torch.float64)
         written = decoding.beam_search(model, features, 20, beam=1, ctc_share=0.0)
         z, mask = model.encoder(features[None], torch.tensor([40]))
-        greedy = decoding.greedy_decode(model.decoder, z, mask, 20)[0, 1:].tolist()
+        greedy = Q3.greedy_decode(model.decoder, z, mask, 20)[0, 1:].tolist()
         assert written == greedy[: len(written)]
 
 

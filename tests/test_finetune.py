@@ -64,18 +64,18 @@ def test_both_trainings(tmp_path, monkeypatch):
     flags += ["-epochs", 1, "-tuning_epochs", 2]
     finetune.main(finetune.make_parser().parse_args(list(map(str, flags))))
 
-    tuned = runs.load_checkpoint(out / "checkpoints" / "q3-transformer-finetuned.pt")
+    tuned = runs.load_checkpoint(out / "finetuned" / "checkpoints" / "q3-transformer.pt")
     result = tuned["result"]
     similarity = [row["damerau_levenshtein"] for row in result["epochs"]]
     assert result["kept_epoch"] == 1 + similarity.index(max(similarity)) and len(similarity) == 2
     assert result["status"] == "finished" and result["varied"]["noise"] == 0.5
     assert result["started_from"]["data"]["counts"]["train"] == 9  # of 12 clips, not of 8
 
-    first = out / "checkpoints" / "q3-transformer-varied.pt"
+    first = out / "varied" / "checkpoints" / "q3-transformer.pt"
     q3 = runs.load_definitions(finetune.NOTEBOOK, data=str(tmp_path / "real"), out=str(out))
     run = finetune.start_from(first, q3, q3.load_corpus(q3.settings))
     weights = run.model.state_dict()
     for name, tensor in runs.load_checkpoint(first)["model"].items():
         assert torch.equal(tensor, weights[name])
     assert not torch.equal(tuned["model"]["ctc.weight"], weights["ctc.weight"])
-    assert q3.load_model(out / "checkpoints" / "q3-transformer-finetuned.pt")  # probe and all
+    assert q3.load_model(out / "finetuned" / "checkpoints" / "q3-transformer.pt")  # probe and all

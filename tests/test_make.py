@@ -37,7 +37,7 @@ def commands(*words, **environment):
         (["q1", "DIMS=16 32", "SEQ_LENS=64", "MAX_MEMORY=1"], "-seq_lens 64 -dims 16 32"),
         (["q2", "DROPOUT=0.5", "EPOCHS=3"], "-epochs 3 -dropout 0.5"),
         (["q2", "DATA=d", "OUT=o", "SEED=1 2"], "-data d -out o -seed 1 2"),
-        (["run", "DIMS=8"], "-quick -dims 8"),
+        (["run", "DIMS=8"], "-seq_lens 256 512 1024 2048 4096 -dims 8"),
     ],
 )
 def test_settings_become_flags(words, flags):
@@ -71,7 +71,10 @@ def test_question_3_gets_its_settings_in_the_environment(tmp_path):
 
 def test_run_does_everything_in_order_and_makes_what_is_missing():
     lines = commands("run")
-    scripts = ["q1_linear_attention.py -out build/sample -quick", "-only octmnist"]
+    scripts = [
+        "q1_linear_attention.py -out build/sample -seq_lens 256 512 1024 2048 4096",
+        "-only octmnist",
+    ]
     scripts += ["-learning_rate 0.1", "-learning_rate best", "-only ljspeech"]
     scripts += [
         "EPOCHS=8 BATCH_SIZE=8 LEARNING_RATE=0.0015 .venv/bin/python -m tools.run_notebook",
@@ -80,7 +83,7 @@ def test_run_does_everything_in_order_and_makes_what_is_missing():
     for script, line in zip(scripts, lines):
         assert script in line
     real = commands("run", "DATA=data", "OUT=o", "DOWNLOAD=1")
-    assert not any("make_sample_data" in line or "-quick" in line for line in real)
+    assert not any("make_sample_data" in line or "-seq_lens" in line for line in real)
     assert "DATA=data OUT=o  .venv/bin/python -m tools.run_notebook" in real
     assert "DATA=sample OUT=build/sample  " in "".join(commands("run", "EPOCHS=2"))
 

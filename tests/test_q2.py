@@ -74,7 +74,7 @@ def test_forward_and_a_step_equal_the_assignment_read_literally(no_maxpool):
     for mine, theirs in zip(model.parameters(), reference.parameters(), strict=True):
         theirs.data.copy_(mine.data)
     X, y = torch.rand(8, 1, 28, 28), torch.randint(4, (8,))
-    torch.testing.assert_close(model(X), reference(X), atol=1e-6, rtol=0)
+    torch.testing.assert_close(model(X), reference(X), atol=1e-5, rtol=0)
     for network in (model, reference):
         optimizer = torch.optim.SGD(network.parameters(), 0.1)
         q2.train_batch(X, y, network, optimizer, F.nll_loss)
@@ -315,6 +315,7 @@ def test_best_is_refused_where_its_search_does_not_fit(flags, monkeypatch, chang
     assert not results(out_of(flags), "q2-strided*")
 
 
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="dropout is drawn by MKL")
 def test_the_committed_searches_were_made_with_todays_network():
     for epochs in (15, 150):
         words = f"-out {ROOT / 'report'} -epochs {epochs} -seed 42 43 44 45 46 -plot_only"

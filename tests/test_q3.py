@@ -173,12 +173,12 @@ def test_everything_lies_on_the_device_of_the_model(decoder_name, monkeypatch):
         z, mask = model.encoder(x, lengths)
         logits = model.decoder(text[:, :-1], z, mask)
         loss = q3.cross_entropy(logits, text, label_smoothing=0.1)
-        fast = decoding.FastDecoder(model.decoder, z, mask)
-        fast.step(text[:, :1])
-        stepped = fast.step(text[:, 1:2])
-    for tensor in (z, mask, logits, loss, stepped):
+        fast = decoding.FastDecoder(model.decoder)
+        fast(text[:, :1], z, mask)
+        newest = fast(text[:, :2], z, mask)
+    for tensor in (z, mask, logits, loss, newest):
         assert tensor.device.type == "cuda"
-    assert stepped.shape == (2, 35)
+    assert newest.shape == (2, 1, 35)
 
 
 # ------------------------------------------------------------------------------------------ scores
@@ -422,17 +422,17 @@ def check_fast_decoding(space, model):
     features, n_frames, _ = space.get_batch(space.corpus, "train", range(3))
     z, mask = model.encoder(features.double(), n_frames)
     plain = space.greedy_decode(model.decoder, z, mask, 12)
-    assert torch.equal(plain, decoding.greedy_decode(model.decoder, z, mask, 12))
+    fast = decoding.FastDecoder(model.decoder)
+    assert torch.equal(plain, space.greedy_decode(fast, z, mask, 12))
 
-    fast = decoding.FastDecoder(model.decoder, z[:1], mask[:1])
-    fast.step(torch.tensor([[START]]))
+    fast, clip = decoding.FastDecoder(model.decoder), (z[:1], mask[:1])
+    fast(torch.tensor([[START]]), *clip)
     fast.keep(torch.tensor([0, 0]))
-    fast.step(torch.tensor([[9], [10]]))
+    fast(torch.tensor([[START, 9], [START, 10]]), *clip)
     fast.keep(torch.tensor([1, 0, 1]))
-    logits = fast.step(torch.tensor([[11], [12], [13]]))
     texts = torch.tensor([[START, 10, 11], [START, 9, 12], [START, 10, 13]])
-    expected = model.decoder(texts, z[:1], mask[:1])[:, -1]
-    torch.testing.assert_close(logits, expected)
+    expected = model.decoder(texts, *clip)[:, -1:]
+    torch.testing.assert_close(fast(texts, *clip), expected)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_there_are_commands():
 def test_every_setting_of_q1_and_q2_is_named():
     for name in ("q1_measure", "hw2-q2"):
         actions = importlib.import_module(name).make_parser()._actions
-        flags = {action.dest for action in actions} - {"help", "quick", "plot_only"}
+        flags = {action.dest for action in actions} - {"help", "plot_only"}
         for flag in flags:
             assert flag.upper() in README or f"-{flag}" in README, flag
 

@@ -270,12 +270,6 @@ def test_the_committed_group_is_a_placeholder():
         make_report.check_group(group)
 
 
-def test_missing_code_blocks_the_submission(project):
-    (project / "requirements.txt").unlink()
-    with pytest.raises(UserError, match="requirements"):
-        make("-out", project / "report", "-submission")
-
-
 def test_readme_and_card_are_current(project):
     pages = ("README.md", "report/models/README.md")
     (project / "report" / "models").mkdir()

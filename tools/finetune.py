@@ -8,8 +8,8 @@ decoder, but that every clip is varied anew each time: another pace, another thr
 room, noise. For the one voice of LJ Speech that would only make clips harder; a voice or a room
 that was not heard in training is what it is for.
 
-Saves OUT/checkpoints/q3-transformer-varied.pt and, of the fine-tuning, the weights of the epoch
-that was best on validation: OUT/checkpoints/q3-transformer-finetuned.pt. Results files beside them.
+Saves OUT/varied/checkpoints/q3-transformer.pt and, of the fine-tuning, the weights of the epoch
+that was best on validation: OUT/finetuned/checkpoints/q3-transformer.pt; results beside them.
 """
 
 import copy
@@ -163,7 +163,7 @@ def make_parser():
     parser = runs.ArgumentParser(__doc__)
     parser.flag("spoken", required=True, help="folder with transcripts in a neural voice")
     parser.flag("data", required=True, help="folder with real clips")
-    parser.flag("out", default="build/model", help="folder for checkpoints/ and results/")
+    parser.flag("out", default="build/model", help="folder for varied/ and finetuned/")
     parser.flag("epochs", type=whole, default=15, help="of the first training")
     parser.flag("tuning_epochs", type=whole, default=20, help="of the fine-tuning")
     parser.flag("seed", type=runs.SEED, default=42, help="of both")
@@ -174,13 +174,12 @@ def make_parser():
 def main(args):
     """Train on spoken transcripts, then on real clips."""
     os.environ["COMMAND"] = runs.command_line()
-    common = {"out": args.out, "seed": args.seed}
-    speech = {"data": args.spoken, "epochs": args.epochs, "tag": "-varied"}
-    q3 = runs.load_definitions(NOTEBOOK, **common, **speech, resume=int(args.resume))
+    speech = {"data": args.spoken, "out": f"{args.out}/varied", "epochs": args.epochs}
+    q3 = runs.load_definitions(NOTEBOOK, **speech, seed=args.seed, resume=int(args.resume))
     checkpoint = train_on_speech(q3, q3.load_corpus(q3.settings))
 
-    real = {"data": args.data, "epochs": args.tuning_epochs, "tag": "-finetuned"}
-    q3 = runs.load_definitions(NOTEBOOK, **common, **real, learning_rate=3e-4)
+    real = {"data": args.data, "out": f"{args.out}/finetuned", "epochs": args.tuning_epochs}
+    q3 = runs.load_definitions(NOTEBOOK, **real, seed=args.seed, learning_rate=3e-4)
     corpus = q3.load_corpus(q3.settings)
     run = start_from(checkpoint, q3, corpus)
     finetune(run, q3, corpus)

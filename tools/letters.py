@@ -14,7 +14,6 @@ from pathlib import Path
 import decoding
 import runs
 import utils
-from tools.sample_speech import read_metadata
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +28,7 @@ def split_texts(metadata, data):
     """(training, validation) texts as tokens, by the course's split of all of LJ Speech."""
     held_out = {clip for clip, _, _ in utils.load_ljspeech(data)[0]["val"]}
     training, validation = [], []
-    for clip, _, text in read_metadata(metadata):
+    for clip, _, text in utils.read_metadata(metadata):
         if clip < FIRST_VAL_CLIP and clip not in held_out:
             training.append(torch.tensor(utils.encode(text)))
         elif FIRST_VAL_CLIP <= clip < utils.FIRST_TEST_CLIP:

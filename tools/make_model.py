@@ -5,7 +5,7 @@
 Writes report/results/q3-model.json, which `make readme` shows on the model's card. With
 -checkpoint, what `tools.finetune` left becomes report/models/q3.pt first, in half precision; what
 is scored is that file, read anew. Each folder of -speakers has test clips in another voice,
-<id>.wav, and a README whose first line says whose it is. `make model` does all of it.
+<id>.wav, and a README whose first line says whose it is; `make model` gives none.
 """
 
 import time

@@ -1,7 +1,7 @@
 """A stand-in for OCTMNIST: retinal B-scans drawn by a small procedural model.
 
 Four classes as in OCTMNIST, in its proportions and its file format, with a label that says that
-they are synthetic. The same seed draws the same images, to the byte.
+they are synthetic. On one machine, the same seed draws the same images.
 """
 
 import runs

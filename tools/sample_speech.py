@@ -76,23 +76,14 @@ def grammar(n_clips, seed):
     return rows
 
 
-def read_metadata(path):
-    """The rows (id, transcript, normalised transcript) of an LJ Speech metadata file."""
-    rows, seen = [], set()
-    lines = runs.read_text(path).rstrip("\n").split("\n")
-    for number_of_row, line in enumerate(lines, start=1):
-        row = tuple(line.split("|"))
-        problem = None
-        if len(row) != 3:
-            problem = f"{len(row)} columns, not id|transcript|normalised"
-        elif not re.fullmatch(r"[A-Za-z0-9_-]+", row[0]):  # it names a file
-            problem = f"the id '{row[0]}', not of letters, digits, - and _"
-        elif row[0] in seen:
-            problem = f"the id {row[0]} of an earlier row"
-        if problem:
-            raise UserError(f"row {number_of_row} of {path} has {problem}; correct or remove it.")
-        rows.append(row)
-        seen.add(row[0])
+def transcripts_of(metadata):
+    """The rows of an LJ Speech metadata file, whose ids can be the names of files."""
+    import utils  # and torch, which whoever speaks the grammar need not wait for
+
+    rows = utils.read_metadata(metadata)
+    for clip, _, _ in rows:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", clip):
+            raise UserError(f"the id '{clip}' in {metadata} is not of letters, digits, - and _.")
     return rows
 
 
@@ -173,7 +164,7 @@ def make_ljspeech(out, seed, n_clips, metadata):
     what = "sample: sentences from a small grammar"
     if metadata:
         what = f"stand-in: transcripts of {Path(metadata).name}"
-        rows, speeds = read_metadata(metadata)[:n_clips], SPEEDS
+        rows, speeds = transcripts_of(metadata)[:n_clips], SPEEDS
     else:
         rows, speeds = grammar(n_clips or N_CLIPS, seed), SAMPLE_SPEEDS
     label = f"synthetic {what}, spoken by a neural voice (hibari-tts)"

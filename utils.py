@@ -48,6 +48,7 @@ def save_figure(figure, out, name, source):
         path = Path(out) / "figures" / f"{name}.{suffix}"
         with runs.write_atomically(path) as temporary:
             figure.savefig(temporary, metadata=metadata, dpi=150)
+        figure.set_layout_engine("none")  # it is laid out: once more takes a sixth of the time
     pyplot().close(figure)
     return figure
 

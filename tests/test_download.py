@@ -1,11 +1,11 @@
-"""download_octmnist.py against a local file server: whole, cut, missing and silent files."""
+"""download_octmnist.py: what is fetched is whole and right, and a failure says what to do."""
 
+import functools
 import hashlib
 import os
 import socket
 import threading
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import download_octmnist
 from runs import UserError
@@ -16,38 +16,20 @@ CONTENT = bytes(range(256)) * 2_000
 MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
-class Server(BaseHTTPRequestHandler):
-    """Answers by the path that is asked for."""
-
-    def do_GET(self):
-        self.server.n_requests += 1
-        if self.path == "/missing":
-            return self.send_error(404)
-        if self.path == "/silent":
-            return self.server.finished.wait()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(CONTENT)))
-        self.end_headers()
-        with suppress(ConnectionError):  # the client looks for redirections first, reading nothing
-            self.wfile.write(CONTENT if self.path == "/whole" else CONTENT[:100_000])
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
-def server(monkeypatch):
+def mirror(tmp_path, monkeypatch):
+    """The address of a server with two files, of which one is cut."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    server.n_requests = 0
-    server.finished = threading.Event()
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield server
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    (folder / "whole").write_bytes(CONTENT)
+    (folder / "cut").write_bytes(CONTENT[:100_000])
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
     socket.setdefaulttimeout(None)
-    server.finished.set()
-    server.shutdown()
-    server.server_close()
 
 
 def download(root, url):
@@ -55,49 +37,47 @@ def download(root, url):
     return download_octmnist.main(download_octmnist.make_parser().parse_args(flags))
 
 
-def test_fetches_once_then_only_verifies(server, tmp_path, capsys):
-    path = download(tmp_path / "data", f"{server.url}/whole")
-    assert path.read_bytes() == CONTENT and os.listdir(tmp_path / "data") == ["octmnist.npz"]
-    n_requests = server.n_requests
-    download(tmp_path / "data", f"{server.url}/whole")
-    assert server.n_requests == n_requests
+def test_fetches_once_then_only_verifies(mirror, tmp_path, capsys):
+    """What another process is still fetching is left alone."""
+    partial = tmp_path / "data" / ".octmnist-1.npz"
+    partial.parent.mkdir()
+    partial.write_bytes(CONTENT[:1000])
+    path = download(tmp_path / "data", f"{mirror}/whole")
+    assert path.read_bytes() == CONTENT and partial.read_bytes() == CONTENT[:1000]
+    assert sorted(os.listdir(tmp_path / "data")) == [".octmnist-1.npz", "octmnist.npz"]
+    download(tmp_path / "data", "http://127.0.0.1:9/nobody-is-asked")
     output = capsys.readouterr().out
     assert "fetched" in output and "here already" in output
 
 
-FAILURES = {
-    "SERVER/cut": "corrupted",
-    "SERVER/missing": "Not Found",
-    "SERVER/silent": "timed out",
-    "http://127.0.0.1:9/octmnist.npz": "refused",
-    "nonsense": "unknown url type",
-}
-
-
-@pytest.mark.parametrize("url, reason", FAILURES.items())
-def test_failure_says_what_to_do_and_leaves_nothing(server, tmp_path, monkeypatch, url, reason):
+@pytest.mark.parametrize(
+    "url, reason",
+    [
+        ("MIRROR/cut", "corrupted"),
+        ("MIRROR/missing", "File not found"),
+        ("SILENT/octmnist.npz", "timed out"),
+        ("nonsense", "unknown url type"),
+    ],
+)
+def test_failure_says_what_to_do_and_leaves_nothing(mirror, tmp_path, monkeypatch, url, reason):
     monkeypatch.setattr(download_octmnist, "TIMEOUT", 0.5)
-    with pytest.raises(UserError, match=rf"{reason}.*by hand.*make sample"):  # in one line
-        download(tmp_path, url.replace("SERVER", server.url))
-    assert os.listdir(tmp_path) == []
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it never answers
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        url = url.replace("MIRROR", mirror).replace("SILENT", address)
+        with pytest.raises(UserError, match=rf"{reason}.*by hand.*make sample"):  # in one line
+            download(tmp_path / "data", url)
+    assert os.listdir(tmp_path / "data") == []
 
 
-def test_what_another_process_is_still_fetching_is_left_alone(server, tmp_path):
-    partial = tmp_path / ".octmnist-1.npz"
-    partial.write_bytes(CONTENT[:1000])
-    download(tmp_path, f"{server.url}/whole")
-    assert partial.read_bytes() == CONTENT[:1000]
-
-
-def test_damaged_file_is_reported_and_kept(server, tmp_path):
+def test_damaged_file_is_reported_and_kept(mirror, tmp_path):
     (tmp_path / "octmnist.npz").write_bytes(CONTENT[:-1])
     with pytest.raises(UserError, match=r"damaged or another file.*delete it"):
-        download(tmp_path, f"{server.url}/whole")
-    assert (tmp_path / "octmnist.npz").read_bytes() == CONTENT[:-1] and server.n_requests == 0
+        download(tmp_path, f"{mirror}/whole")
+    assert (tmp_path / "octmnist.npz").read_bytes() == CONTENT[:-1]
 
 
-def test_root_that_is_a_file_is_not_the_connections_fault(tmp_path):
+def test_root_that_is_a_file_is_not_the_connections_fault(mirror, tmp_path):
     """`runs.run_script` makes a sentence of it that names the folder."""
     (tmp_path / "data").touch()
     with pytest.raises(FileExistsError, match="data"):
-        download(tmp_path / "data", "http://127.0.0.1:9/octmnist.npz")
+        download(tmp_path / "data", f"{mirror}/whole")

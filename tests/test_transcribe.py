@@ -98,6 +98,14 @@ def test_one_line_for_each_file_in_order(tmp_path, spoken):
     assert "broken.wav is no readable sound file" in problems
 
 
+def test_a_model_of_another_vocabulary_is_searched_without_the_letters(monkeypatch, capsys):
+    monkeypatch.setattr(utils, "VOCABULARY", utils.VOCABULARY + "0123456789")
+    transcribe.letter_model.cache_clear()
+    assert transcribe.letter_model() is None
+    assert "letters.pt knows another vocabulary" in capsys.readouterr().err
+    transcribe.letter_model.cache_clear()
+
+
 def test_a_model_that_is_not_there_is_one_sentence():
     args = transcribe.make_parser().parse_args(["a.wav", "-model", "none.pt"])
     with pytest.raises(runs.UserError, match=r"no checkpoint none\.pt"):

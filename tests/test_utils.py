@@ -62,14 +62,22 @@ def test_log_mel_equals_its_definition_in_numpy():
     np.testing.assert_allclose(features.numpy(), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a sound", np.zeros(500)])
-def test_unreadable_sound_is_one_sentence(tmp_path, content):
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"", "is no readable sound file"),
+        (b"not a sound", "is no readable sound file"),
+        (np.zeros(500), "less sound than one window"),
+        (np.full(5000, np.nan), "samples that are no numbers"),
+    ],
+)
+def test_unreadable_sound_is_one_sentence(tmp_path, content, said):
     path = tmp_path / "clip.wav"
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
-        soundfile.write(path, content, 22_050)  # less than one window
-    with pytest.raises(UserError, match=r"clip\.wav"):
+        soundfile.write(path, content, 22_050, subtype="FLOAT")
+    with pytest.raises(UserError, match=rf"clip\.wav.* {said}"):
         utils.read_audio(path)
 
 

@@ -77,7 +77,7 @@ def test_run_does_everything_in_order_and_makes_what_is_missing():
     ]
     scripts += ["-learning_rate 0.1", "-learning_rate best", "-only ljspeech"]
     scripts += [
-        "EPOCHS=8 BATCH_SIZE=8 LEARNING_RATE=0.0015 .venv/bin/python -m tools.run_notebook",
+        "EPOCHS=7 BATCH_SIZE=8 LEARNING_RATE=0.0015 .venv/bin/python -m tools.run_notebook",
         "make_report -out build/sample",
     ]
     for script, line in zip(scripts, lines):

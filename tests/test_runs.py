@@ -247,9 +247,10 @@ NAMELESS = "import pwd\ndef nobody(uid): raise KeyError(uid)\npwd.getpwuid = nob
 
 
 @POSIX
-def test_an_account_without_a_name_can_run(tmp_path):
-    body = "import getpass, torch; print(getpass.getuser())"
+def test_an_account_without_a_name_and_without_a_home_can_run(tmp_path):
+    body = "import getpass, torch, utils; utils.pyplot().figure(); print(getpass.getuser())"
     kept = {name: value for name, value in os.environ.items() if name not in NAMES}
+    kept["HOME"] = f"{os.devnull}/home"  # nothing can be written there
     process = run_python(write_script(tmp_path, body, NAMELESS), env=kept)
     assert process.returncode == 0 and process.stdout == "nobody\n", process.stderr
 

@@ -102,9 +102,8 @@ def difference(a, b, digits=3):
 
 def paired(a, b):
     """The mean of a - b, one value a seed each, and its 95 % t interval."""
-    gaps = [x - y for x, y in zip(a, b, strict=True)]
-    half = stats.t.ppf(0.975, len(gaps) - 1) * stdev(gaps) / math.sqrt(len(gaps))
-    return mean(gaps), mean(gaps) - half, mean(gaps) + half
+    low, high = stats.ttest_rel(a, b).confidence_interval(0.95)
+    return mean(a) - mean(b), float(low), float(high)
 
 
 def share_with_interval(parts, wholes):

@@ -33,7 +33,10 @@ def seconds_of(target):
 def main():
     result = {"question": "times", "run": "times", "environment": runs.environment()}
     result["bf16"] = torch.cpu._is_avx512_bf16_supported()
-    result["seconds"] = {target: seconds_of(target) for target in ("run", "test")}
+    result["seconds"] = {}
+    for target in ("run", "test"):
+        result["seconds"][target] = seconds_of(target)
+        print(f"make {target}: {result['seconds'][target]:.0f} s", flush=True)
     runs.save_result(runs.ROOT / "report", result)
 
 

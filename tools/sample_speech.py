@@ -83,7 +83,8 @@ def transcripts_of(metadata):
     rows = utils.read_metadata(metadata)
     for clip, _, _ in rows:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", clip):
-            raise UserError(f"the id '{clip}' in {metadata} is not of letters, digits, - and _; change it.")
+            problem = f"the id '{clip}' in {metadata} is not of letters, digits, - and _"
+            raise UserError(f"{problem}; change it.")
     return rows
 
 

@@ -60,7 +60,7 @@ def taylor_exp(t, n_terms=3):
 
 
 def three_term_feature_map(x):
-    """Q1.2: φ(x) = (1, x, x⊗x / √2), for which φ(q)ᵀφ(k) = 1 + qᵀk + (qᵀk)²/2, exactly.
+    """Q1.2: φ(x) = (1, x, x⊗x / √2), so that φ(q)ᵀφ(k) = 1 + qᵀk + (qᵀk)²/2.
 
     x (..., D) -> (..., M), M = 1 + D + D². The squares: Σ_i Σ_j (q_i q_j)(k_i k_j) = (qᵀk)².
     """
@@ -112,7 +112,7 @@ def in_float32(attention):
 
 @in_float32
 def taylor_attention(Q, K, V, n_terms=3):
-    """Q1.3: Z ≈ D⁻¹ Φ(Q)Φ(K)ᵀ V with D = Diag(Φ(Q)Φ(K)ᵀ 1), which is not the head size.
+    """Q1.3: Z ≈ D⁻¹ Φ(Q)Φ(K)ᵀ V with D = Diag(Φ(Q)Φ(K)ᵀ 1), not the head size.
 
     Products are taken from the left, (Φ(Q)Φ(K)ᵀ)V: O(L²M) time, O(L² + LM) memory.
     """

@@ -49,8 +49,8 @@ def signed(x, digits=3):
 def power(x):
     """4.7e-14 -> "4.7 × 10⁻¹⁴"."""
     digits, exponent = f"{x:.1e}".split("e")
-    raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"{digits} × 10{raised}"
+    raised = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    return f"{digits} × 10{str(int(exponent)).translate(raised)}"
 
 
 def time_text(seconds):

@@ -190,6 +190,14 @@ def test_download_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
     assert utils.load_ljspeech(tmp_path / "data")[1]["counts"]["train"] == 2
 
 
+def test_an_archive_that_is_cut_short_is_one_sentence(tmp_path):
+    (tmp_path / "LJSpeech-download").mkdir()
+    (tmp_path / "LJSpeech-download" / "LJSpeech-1.1.tar.bz2").write_bytes(b"BZh9 cut short")
+    with pytest.raises(UserError, match="LJSpeech-download, or place"):
+        utils.download_ljspeech(tmp_path)
+    assert os.listdir(tmp_path) == ["LJSpeech-download"]
+
+
 # ---------------------------------------------------------------------------- features and batches
 def test_features_are_cached_and_a_damaged_cache_is_made_again(tmp_path):
     write_corpus(tmp_path)

@@ -76,9 +76,8 @@ def compile_document(name, numbers, out):
     return pdf, pages
 
 
-def compile_report(out):
-    """The answers, about the results in `out`; UserError where one of them is missing."""
-    results = read_results(out)
+def compile_report(results, out):
+    """The answers, about these results of `out`; UserError where one of them is missing."""
     try:
         numbers = evidence.numbers(results)
     except KeyError as error:
@@ -88,9 +87,9 @@ def compile_report(out):
     return compile_document("report", numbers, out)
 
 
-def compile_sheet(out):
+def compile_sheet(results, out):
     """Tables and figures of whatever `out` holds, without conclusions."""
-    return compile_document("results", evidence.sheet(read_results(out)), out)
+    return compile_document("results", evidence.sheet(results), out)
 
 
 # ------------------------------------------------------------------------- numbers of other pages
@@ -117,19 +116,14 @@ def write_between(path, **blocks):
     """Write {name: lines} into a Markdown file, each between its two markers of that name."""
     text = path.read_text(encoding="utf-8")
     for name, lines in blocks.items():
-        text = put_between(text, name, lines)
+        begin, end = f"<!-- {name}: written by make readme -->", f"<!-- end of {name} -->"
+        before, found_begin, rest = text.partition(begin)
+        _, found_end, after = rest.partition(end)
+        if not found_begin or not found_end:
+            raise UserError(f"{path} has lost the markers around its {name}; restore them.")
+        text = "\n".join([before + begin, *lines, end + after])
     with runs.write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
-
-
-def put_between(text, name, lines):
-    """The text with these lines between its two markers of that name."""
-    begin, end = f"<!-- {name}: written by make readme -->", f"<!-- end of {name} -->"
-    before, found_begin, rest = text.partition(begin)
-    _, found_end, after = rest.partition(end)
-    if not found_begin or not found_end:
-        raise UserError(f"a README has lost the markers around its {name}; restore them.")
-    return "\n".join([before + begin, *lines, end + after])
 
 
 # ---------------------------------------------------------------------------------- the submission
@@ -182,14 +176,15 @@ def main(args):
         raise UserError(f"{out} holds no results; name a folder with results/ and figures/.")
     if args.submission:
         check_group(group)
+    results = read_results(out)
     if args.submission or out.resolve() == ROOT / "report":
         path = out / "report.pdf"
         if not args.submission:
-            draw.main(read_results(out))  # the figures that several runs share
-        pdf, pages = compile_report(out)
+            draw.main(results)  # the figures that several runs share
+        pdf, pages = compile_report(results, out)
     else:
         path = out / "results.pdf"
-        pdf, pages = compile_sheet(out)
+        pdf, pages = compile_sheet(results, out)
     with runs.write_atomically(path) as temporary:
         temporary.write_bytes(pdf)
     print(f"{path}: {pages} pages")

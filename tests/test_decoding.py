@@ -69,33 +69,77 @@ def test_a_beam_of_one_without_ctc_is_greedy_decoding():
         assert written == greedy[: len(written)]
 
 
+VOTERS = pytest.mark.parametrize("with_letters", [False, True])
+FOUR = (9, 10, 11, 12)  # a b c d
+
+
+def opinionated_model(seed):
+    """A model and a model of letters that hardly know other tokens than four letters, and differ
+    strongly on which of these comes next.
+    """
+    torch.manual_seed(seed)
+    model = small_model()
+    torch.manual_seed(seed)
+    english = decoding.LetterModel().double().eval()
+    with torch.no_grad():
+        for layer in (model.decoder.to_logits, model.ctc, english.to_logits):
+            nn.init.normal_(layer.weight, std=0.4)
+            layer.bias.fill_(-60.0)
+            layer.bias[[STOP, PAD, *FOUR]] = torch.randn(6).double()
+        for weights in english.gru.parameters():
+            weights *= 8
+    return model, english
+
+
 def log_p_of(logits, text):
     """The log-probability of a text (1, L), after its START, by these logits (1, L - 1, V)."""
     return -nn.functional.cross_entropy(logits[0], text[0, 1:], reduction="sum").item()
 
 
-@pytest.mark.parametrize("with_letters", [False, True])
-def test_a_wide_beam_finds_the_likeliest_text(with_letters):
-    """All texts of at most two of three letters, scored one by one."""
-    model = small_model()
-    with torch.no_grad():
-        for layer in (model.decoder.to_logits, model.ctc):
-            layer.bias[:] = -50.0
-            layer.bias[[STOP, PAD, 9, 10, 11]] = torch.tensor([0.5, 0.0, 0.0, 0.2, 0.1]).double()
-    features = torch.randn(12, utils.N_MELS, dtype=torch.float64)
-    z, mask = model.encoder(features[None], torch.tensor([12]))
-    log_p = model.ctc(z)[0].log_softmax(dim=-1)
-    letters_model = decoding.LetterModel().double().eval() if with_letters else None
+@torch.no_grad()
+def votes_of_all_texts(model, english, features, longest):
+    """{letters: (decoder's, CTC's, English's log-probability)} of every text of four letters."""
+    z, mask = model.encoder(features[None], torch.tensor([len(features)]))
+    ctc_log_p = model.ctc(z)[0].log_softmax(dim=-1)[:, None]  # (S, 1, V)
     votes = {}
-    for n_letters in range(3):
-        for letters in itertools.product([9, 10, 11], repeat=n_letters):
+    for n_letters in range(longest + 1):
+        for letters in itertools.product(FOUR, repeat=n_letters):
             text = torch.tensor([[START, *letters, STOP]])
-            ctc = -nn.functional.ctc_loss(
-                log_p[:, None], text[:, 1:-1], [6], [n_letters], blank=PAD, reduction="sum"
-            ).item()
-            votes[letters] = 0.6 * log_p_of(model.decoder(text[:, :-1], z, mask), text) + 0.4 * ctc
-            if with_letters:
-                english = log_p_of(letters_model(text[:, :-1])[0], text)
-                votes[letters] += 0.4 * (english + 1.5 * (n_letters + 1))
-    written = decoding.beam_search(model, features, 3, 1000, ctc_share=0.4, letters=letters_model)
-    assert tuple(written) == max(votes, key=votes.get)
+            decoder = log_p_of(model.decoder(text[:, :-1], z, mask), text)
+            lengths = [len(ctc_log_p)], [n_letters]
+            ctc = -nn.functional.ctc_loss(ctc_log_p, text[:, 1:-1], *lengths, PAD, "sum").item()
+            votes[letters] = decoder, ctc, log_p_of(english(text[:, :-1])[0], text)
+    return votes
+
+
+@VOTERS
+def test_a_wide_beam_finds_the_likeliest_text(with_letters):
+    """All texts of at most three of four letters, scored one by one; eight models and clips.
+
+    The search must hear every vote: leaving one out would find other texts.
+    """
+    found, without = [], {"decoder": [], "CTC": [], "letters": [], "bonus": []}
+    for seed in range(8):
+        model, english = opinionated_model(seed)
+        features = torch.randn(14, utils.N_MELS, dtype=torch.float64)
+        votes = votes_of_all_texts(model, english, features, longest=3)
+
+        def likeliest(decoder=0.6, ctc=0.4, letters=0.4, bonus=1.5, votes=votes):
+            def total(text):
+                a, b, c = votes[text]
+                return decoder * a + ctc * b + letters * (c + bonus * (len(text) + 1))
+
+            return max(votes, key=total)
+
+        heard = {} if with_letters else {"letters": 0.0}
+        letters = english if with_letters else None
+        written = decoding.beam_search(model, features, 4, beam=1000, letters=letters)
+        assert tuple(written) == likeliest(**heard)
+        found.append(likeliest(**heard))
+        without["decoder"].append(likeliest(decoder=0.0, **heard))
+        without["CTC"].append(likeliest(ctc=0.0, **heard))
+        without["letters"].append(likeliest(letters=0.0))
+        without["bonus"].append(likeliest(bonus=0.0, **heard))
+    assert len(set(found)) > 2
+    counted = set(without) if with_letters else {"decoder", "CTC"}
+    assert all(without[vote] != found for vote in counted)

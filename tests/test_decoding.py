@@ -143,3 +143,22 @@ def test_a_wide_beam_finds_the_likeliest_text(with_letters):
     assert len(set(found)) > 2
     counted = set(without) if with_letters else {"decoder", "CTC"}
     assert all(without[vote] != found for vote in counted)
+
+
+def test_a_text_that_falls_behind_at_first_may_still_win():
+    """By the bonus of the model of letters, for which "a" begins hardly any text, but goes on."""
+    model = small_model()
+    with torch.no_grad():
+        model.decoder.to_logits.weight.zero_()
+        model.decoder.to_logits.bias.fill_(-60.0)
+        model.decoder.to_logits.bias[[STOP, 9]] = torch.tensor([0.1, 0.9]).log().double()
+
+    def letters(last, state):
+        logits = torch.full((len(last), 1, 35), -60.0)
+        logits[:, 0, STOP] = 0.0
+        logits[:, 0, 9] = torch.where(last[:, 0] == START, -6.0, 0.0)
+        return logits, torch.zeros(1, len(last), 1)
+
+    features = torch.randn(90, utils.N_MELS, dtype=torch.float64)
+    written = decoding.beam_search(model, features, 20, ctc_share=0.0, letters=letters)
+    assert written == [9] * 19

@@ -73,9 +73,19 @@ def test_both_trainings(tmp_path, monkeypatch):
 
     first = out / "varied" / "checkpoints" / "q3-transformer.pt"
     q3 = runs.load_definitions(finetune.NOTEBOOK, data=str(tmp_path / "real"), out=str(out))
-    run = finetune.start_from(first, q3, q3.load_corpus(q3.settings))
+    corpus = q3.load_corpus(q3.settings)
+    run = finetune.start_from(first, q3, corpus)
     weights = run.model.state_dict()
     for name, tensor in runs.load_checkpoint(first)["model"].items():
         assert torch.equal(tensor, weights[name])
     assert not torch.equal(tuned["model"]["ctc.weight"], weights["ctc.weight"])
-    assert q3.load_model(out / "finetuned" / "checkpoints" / "q3-transformer.pt")  # probe and all
+    kept = q3.load_model(out / "finetuned" / "checkpoints" / "q3-transformer.pt")  # probe and all
+    for split, told in (
+        ("val", result["epochs"][result["kept_epoch"] - 1]),
+        ("test", result["test"]),
+    ):
+        metrics, _, _ = q3.evaluate(kept, corpus, split, q3.settings)
+        assert metrics["damerau_levenshtein"] == pytest.approx(told["damerau_levenshtein"])
+        assert metrics["loss"] == pytest.approx(
+            told["loss" if split == "test" else "val_loss"], rel=1e-4
+        )

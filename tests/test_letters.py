@@ -1,10 +1,14 @@
 """tools/letters.py: which transcripts the model of English letters may read, and that it learns."""
 
+import math
+
+import decoding
 import runs
 import utils
 from conftest import write_corpus
 from tools import letters
 
+import pytest
 import torch
 
 
@@ -49,3 +53,10 @@ def test_it_learns_what_comes_next(tmp_path, capsys):
     saved = runs.load_checkpoint(tmp_path / "out" / "models" / "letters.pt")
     assert saved["vocabulary"] == utils.VOCABULARY
     assert saved["model"]["to_logits.bias"].dtype == torch.float16
+
+    model = decoding.LetterModel().eval()
+    model.load_state_dict({name: weights.float() for name, weights in saved["model"].items()})
+    tokens = torch.tensor([utils.encode("abcdeabcde")])
+    log_p = model(tokens[:, :-1])[0].log_softmax(dim=-1)[0]
+    nats = -log_p[range(11), tokens[0, 1:]].mean().item()
+    assert bits[-1] == pytest.approx(nats / math.log(2), rel=0.02, abs=0.002)

@@ -1,27 +1,30 @@
 # The commands of this repository; every line only runs a script. `make help` lists them.
-DATA ?= sample
-OUT ?= build/sample
-PYTHON ?= python3
+#
+# These variables can be given, as in `make q2 DATA=data ARGS="-epochs 5"`; the environment does not
+# count. ARGS holds the flags of a script, or the parameters of Question 3's notebook.
+DATA := sample
+OUT := build/$(notdir $(abspath $(DATA)))
+ARGS :=
+WAV :=
+METADATA :=
+PYTHON := python3
 PY := .venv/bin/python
+
+# What would be ignored is refused: each target, and what can be given to it.
+READ_BY_q1 := OUT ARGS
+READ_BY_q2 := DATA OUT ARGS
+READ_BY_q3 := DATA OUT ARGS
+READ_BY_run := DATA OUT
+READ_BY_transcribe := WAV
+READ_BY_model := METADATA DATA
+READ_BY_report := OUT
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+READ := PYTHON $(foreach goal,$(MAKECMDGOALS),$(READ_BY_$(goal)))
+UNREAD := $(filter-out $(READ),$(GIVEN))
+$(if $(UNREAD),$(error make $(MAKECMDGOALS) does not read $(UNREAD); flags go into ARGS, as in make q2 ARGS="-epochs 5" or make q3 ARGS="epochs=5"))
 
 # Some containers set this: then every start compiles torch and its relatives anew, for 4 to 15 s.
 unexport PYTHONDONTWRITEBYTECODE
-
-# A setting is given as `make q2 EPOCHS=3`, or in the environment, under one name everywhere. Here
-# are the flags of Questions 1 and 2 that are handed on; Question 3's settings are in its notebook.
-Q1 := seq_lens dims n_terms max_memory seed device
-Q2 := epochs batch_size dropout l2_decay optimizer seed device
-
-capitals = $(shell echo $1 | tr a-z A-Z)
-flag_of = $(if $($(call capitals,$1)),-$1 $($(call capitals,$1)))
-flags = $(strip $(foreach name,$1,$(call flag_of,$(name))))# $(call flags,epochs seed): -epochs 3 -seed 1
-
-# What is given but not read would be ignored without a word: it is refused, before anything runs.
-GIVEN := $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(name)))
-CHECK = "$(PYTHON)" -m tools.check_settings -goals $(MAKECMDGOALS) -given $(GIVEN) \
-	-q1 out $(Q1) -q2 data out learning_rate $(Q2)
-PROBLEM := $(if $(GIVEN),$(shell $(CHECK) 2>&1))
-$(if $(PROBLEM),$(error $(PROBLEM)))
 
 # Where DATA is the sample, it is made first.
 ifeq ($(DATA),sample)
@@ -36,14 +39,14 @@ endif
 
 help:  ## list the targets
 	@awk -F ':.*## *' '/^[a-z0-9]+:.*##/ {printf "%-12s%s\n", $$1, $$2}' Makefile
-	@echo "Settings: DATA=$(DATA) OUT=$(OUT); real data: make data, then make run DATA=data OUT=build/data DOWNLOAD=1"
+	@echo "Variables: DATA=$(DATA) OUT=$(OUT) ARGS=; real data: make data, then make run DATA=data"
 
 # The sample is small: Question 1 is measured at short lengths there, and seven epochs of small
-# batches, at a higher rate, teach Question 3 its words. Question 2's fifteen epochs stay, and
-# whatever is given.
-run: SHORT := $(if $(SPEECH),$(if $(SEQ_LENS),,-seq_lens 256 512 1024 2048 4096))
-run: Q3_SMALL := $(if $(SPEECH),$(if $(EPOCHS),,EPOCHS=7) $(if $(BATCH_SIZE),,BATCH_SIZE=8) \
-	$(if $(LEARNING_RATE),,LEARNING_RATE=0.0015))
+# batches, at a higher rate, teach Question 3 its words.
+ifeq ($(DATA),sample)
+run: Q1_ARGS := -seq_lens 256 512 1024 2048 4096
+run: Q3_ARGS := epochs=7 batch_size=8 learning_rate=0.0015
+endif
 run: q1 q2 q3  ## everything that exists, on DATA into OUT (default: the sample, which it makes)
 	"$(PY)" -m tools.make_report -out "$(OUT)"
 	@echo "Done. Figures: $(OUT)/figures/  Notebook: $(OUT)/hw2-q3.ipynb"
@@ -51,8 +54,9 @@ run: q1 q2 q3  ## everything that exists, on DATA into OUT (default: the sample,
 test: .venv/ready  ## the tests
 	"$(PY)" -m pytest
 
-data: .venv/ready  ## fetch the real OCTMNIST (55 MB) into data/
+data: .venv/ready  ## fetch the real OCTMNIST (55 MB) and LJ Speech (2.6 GB) into data/
 	"$(PY)" download_octmnist.py -root data
+	"$(PY)" -c "import utils; utils.download_ljspeech('data')"
 
 sample: images speech  ## write the synthetic stand-ins into sample/
 
@@ -63,21 +67,18 @@ speech: .venv/ready
 	@"$(PY)" -m tools.make_sample_data -out sample -only ljspeech
 
 q1: .venv/ready  ## Question 1
-	"$(PY)" q1_linear_attention.py -out "$(OUT)" $(SHORT) $(call flags,$(Q1))
+	"$(PY)" q1_linear_attention.py -out "$(OUT)" $(Q1_ARGS) $(ARGS)
 
-q2: RATES = $(or $(LEARNING_RATE),0.1 0.01 0.001)
-q2: BEST = $(if $(word 2,$(RATES)),best,$(RATES))# of one rate there is no search
-q2: Q2_FLAGS = -data "$(DATA)" -out "$(OUT)" $(call flags,$(Q2))
 q2: .venv/ready $(IMAGES)  ## Question 2: search three learning rates, then the strided network at the best
-	"$(PY)" hw2-q2.py $(Q2_FLAGS) -learning_rate $(RATES)
-	"$(PY)" hw2-q2.py $(Q2_FLAGS) -learning_rate $(BEST) -no_maxpool
+	"$(PY)" hw2-q2.py -data "$(DATA)" -out "$(OUT)" -learning_rate 0.1 0.01 0.001 $(ARGS)
+	"$(PY)" hw2-q2.py -data "$(DATA)" -out "$(OUT)" $(ARGS) -learning_rate best -no_maxpool
 
-q3: .venv/ready $(SPEECH)  ## Question 3: execute a copy of the notebook (settings: EPOCHS=, DECODERS=, ...)
-	DATA="$(DATA)" OUT="$(OUT)" $(Q3_SMALL) "$(PY)" -m tools.run_notebook
+q3: .venv/ready $(SPEECH)  ## Question 3: execute a copy of the notebook (ARGS="epochs=5 decoders=lstm")
+	@"$(PY)" -m tools.run_notebook data="$(DATA)" out="$(OUT)" $(Q3_ARGS) $(ARGS)
 
 notebook: .venv/ready $(SPEECH)  ## Question 3: open the notebook in JupyterLab, which is installed if need be
 	@"$(PY)" -c "import jupyterlab" 2>/dev/null || { $(call install,jupyterlab==4.6.6); }
-	DATA="$(DATA)" OUT="$(OUT)" "$(PY)" -m jupyterlab hw2-q3.ipynb
+	"$(PY)" -m jupyterlab hw2-q3.ipynb
 
 transcribe: .venv/ready  ## write down what is said in the sound file WAV=
 	$(if $(WAV),,$(error give WAV=my.wav, the recording that is to be written down))

@@ -5,6 +5,7 @@ from the model and the search of transcribe.py; under it stands where the decode
 wrote each letter: its cross-attention weights, a row for each letter.
 """
 
+import importlib
 import os
 import tempfile
 
@@ -50,11 +51,21 @@ def write_down(model, path):
     return transcribe.text_of(written), picture(model, samples, written)
 
 
+def import_gradio():
+    """The package gradio, which only this page needs; UserError where it is not installed."""
+    try:
+        return importlib.import_module("gradio")
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise runs.UserError("the package gradio is missing; `make demo` installs it.") from error
+
+
 def main(args):
     model = Q3.load_model(args.model)
     with tempfile.TemporaryDirectory() as folder:  # what is recorded goes when the page closes
         os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")
-        import gradio
+        gradio = import_gradio()
 
         def answer(path):
             try:

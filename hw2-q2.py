@@ -242,7 +242,7 @@ def plan_runs(args, rates):
     for rate in rates:
         for seed in args.seed:
             config = {**vars(args), "learning_rate": rate, "seed": seed}
-            del config["out"], config["plot_only"]  # where and how, not what
+            del config["out"], config["name"], config["plot_only"]  # where and how, not what
             planned[run_name(config)] = config
     return planned
 
@@ -416,101 +416,86 @@ def best_row(table):
 ROW = ("run", "config", "seed", "status", "parameters", "epochs", "test")  # what a search keeps
 
 
-def search_name(config, rates):
-    """For example q2-search-lr0.1_0.01-seed42_43: what differs between searches stands in it.
+def search_name(args):
+    """q2-search, or what -name says in place of "search"; the strided network's own apart."""
+    return f"q2-{args.name}-strided" if args.no_maxpool else f"q2-{args.name}"
 
-    rates: as they stand in the name, such as "0.1_0.01"; config["seed"]: all seeds.
+
+def save_search(args, results, table, best):
+    """Save runs, table and choice as OUT/results/q2-<name>.json.
+
+    A search of other flags or data under that name is kept under another one.
     """
-    network = "-strided" if config["no_maxpool"] else ""
-    return f"q2-search{network}-lr{rates}-seed{joined(config['seed'])}{name_ending(config)}"
-
-
-def joined(values):
-    return "_".join(map(str, values))
-
-
-def probe(config):
-    """The losses of the max-pool network's first epochs on a few images that are always the same.
-
-    Whatever edit of the network, its initial weights or its training changes results changes
-    these: proof, for a search that was stored, that today's code is the one it was made with.
-    """
-    runs.configure_seed(0)
-    X = torch.randint(256, (24, 1, 28, 28), dtype=torch.uint8)
-    y = torch.arange(24) % 4
-    model = CNN(config["dropout"])
-    optimizer = make_optimizer(model, config)
-    return [train_epoch(X, y, model, optimizer, batch_size=8) for _ in range(3)]
-
-
-def save_search(results, table, best, out):
-    """Save runs, table and choice as OUT/results/q2-search*.json."""
     first = results[0]
     rates = list(by_rate(results))
-    seeds = sorted({result["seed"] for result in results})
-    config = {**first["config"], "learning_rate": rates, "seed": seeds}
     shared = ("question", "command", "started", "data", "environment", "parameters")
     search = {
-        "run": search_name(config, joined(rates)),
+        "run": search_name(args),
         **{key: first[key] for key in shared},
-        "config": config,
+        "config": {**first["config"], "learning_rate": rates, "seed": args.seed},
         "status": "finished",
         "runs": [result["run"] for result in results],
         "table": table,
         "chosen_by": "val_accuracy",
         "best": best,
-        "probe": probe({**config, "learning_rate": best["learning_rate"]}),
         "rows": [{key: result[key] for key in ROW} for result in results],
     }
-    runs.save_result(out, search)
+    path = Path(args.out) / "results" / f"{search['run']}.json"
+    if path.exists():
+        before = runs.load_result(args.out, search["run"])
+        if (before["config"], before["data"]) != (search["config"], search["data"]):
+            runs.set_aside(path)
+    runs.save_result(args.out, search)
 
 
 def describe(search):
-    """Which search it is: its name, which tells rates and seeds, and when it was started."""
-    started = search.get("started")  # early results do not have it
-    return f"{search['run']} of {started}" if started else search["run"]
+    """Which search it is: its name, rates, seeds, data, commit and date."""
+    config = search["config"]
+    parts = [
+        f"rates {', '.join(map(str, config['learning_rate']))}",
+        f"seeds {', '.join(map(str, config['seed']))}",
+        search["data"]["source"],
+        f"commit {(search['environment'].get('commit') or 'unknown')[:10]}",
+        f"started {search.get('started', 'at an unknown time')}",
+    ]
+    return f"{search['run']} ({'; '.join(parts)})"
 
 
 def find_search(args):
-    """The search whose best rate `-learning_rate best` takes: of these seeds, settings and data.
+    """The search whose best rate `-learning_rate best` takes; UserError if there is none that fits.
 
-    UserError if there is none, if several differ only in their rates, or if the code has changed.
+    Q2.2 takes the rate that was best in Q2.1, of the same seeds, settings and data.
     """
-    config = {**vars(args), "no_maxpool": False}  # Q2.2 takes the rate that was best in Q2.1
-    pattern = search_name(config, rates="*")
-    names = sorted(path.stem for path in (Path(args.out) / "results").glob(f"{pattern}.json"))
+    name = f"q2-{args.name}"
     again = "search with -learning_rate 0.1 0.01 0.001 and the same other flags first"
-    if not names:
-        raise UserError(f"{args.out}/results has no {pattern}.json; {again}.")
-    if len(names) > 1:
-        raise UserError(f"there are several searches, {', '.join(names)}; name the rate itself.")
-
-    search = runs.load_result(args.out, names[0])
-    if any(search["config"][flag] != getattr(args, flag) for flag in NAMED_FLAGS):  # new defaults
-        raise UserError(f"{search['run']} had other settings than these; {again}.")
+    if not (Path(args.out) / "results" / f"{name}.json").exists():
+        raise UserError(f"{args.out}/results has no {name}.json; {again}.")
+    search = runs.load_result(args.out, name)
+    refuse_other_flags(search, args, ("seed", *NAMED_FLAGS), again)
     if not args.plot_only:  # which needs no data
         _, data = load_data(args.data)
         if data["sha256"] != search["data"]["sha256"]:
             source = search["data"]["source"]
-            raise UserError(f"the search in {args.out} is of other data ({source}); {again}.")
-    best = search["best"]["learning_rate"]
-    job = ({**search["config"], "learning_rate": best},)
-    (today,) = runs.side_by_side(probe, [job])  # what has trained once is not to be forked
-    if None in search["probe"] or not np.allclose(today, search["probe"], rtol=1e-4):
-        raise UserError(
-            f"the network or its training has changed since {describe(search)}; {again}."
-        )
-    print(f"learning rate {best}: the best by {describe(search)}", flush=True)
+            raise UserError(f"{name} in {args.out} is of other data ({source}); {again}.")
+    print(f"learning rate {search['best']['learning_rate']}: the best by {describe(search)}")
     return search
+
+
+def refuse_other_flags(search, args, flags, advice):
+    """UserError where the search had another value of one of these flags."""
+    for flag in flags:
+        had, now = search["config"][flag], getattr(args, flag)
+        if had != now:
+            raise UserError(f"{search['run']} in {args.out} had {flag} {had}, not {now}; {advice}.")
 
 
 # ------------------------------------------------------------------------------------------- plots
 def load_runs(args, planned, search):
     """The results, and what they say of their data, that this command saved without -plot_only."""
     again = "the same command without -plot_only"
-    rates = sorted({config["learning_rate"] for config in planned.values()}, reverse=True)
-    if len(rates) > 1:
-        found = runs.load_result(args.out, search_name(vars(args), joined(rates)), again)
+    if len(args.learning_rate) > 1:
+        found = runs.load_result(args.out, search_name(args), again)
+        refuse_other_flags(found, args, ("learning_rate", "seed", *NAMED_FLAGS), f"run {again}")
         return found["rows"], found["data"]
     results = [runs.load_result(args.out, name, again) for name in planned]
     if any(result["status"] == "interrupted" for result in results):
@@ -588,8 +573,9 @@ def make_parser():
     parser.flag("dropout", type=share, default=0.7, help="dropout probability")
     parser.flag("optimizer", choices=("sgd", "adam"), default="sgd", help="optimiser")
     parser.flag("no_maxpool", action="store_true", help="strides of 2 instead of pooling (Q2.2)")
-    parser.flag("data", default="sample", help="folder that holds octmnist.npz")
-    parser.flag("out", default="build/sample", help="folder for results/ and figures/")
+    parser.flag("data", default="data", help="folder that holds octmnist.npz")
+    parser.flag("out", help="folder for results/ and figures/; by default build/ and -data's name")
+    parser.flag("name", default="search", help="of the file that a search writes, and best reads")
     parser.flag("seed", type=runs.SEED, nargs="+", default=[42], help="one or several")
     parser.flag("device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     parser.flag("plot_only", action="store_true", help="draw the results in OUT, without training")
@@ -597,7 +583,8 @@ def make_parser():
 
 
 def check_flags(args):
-    """Refuse what contradicts itself; put rates and seeds in the order of names."""
+    """Refuse what contradicts itself; put rates and seeds in the order of names; say where to."""
+    args.out = args.out or runs.default_out(args.data)
     if "best" in args.learning_rate and len(args.learning_rate) > 1:
         raise UserError("-learning_rate best stands alone; leave out the other rates, or best.")
     for flag in ("learning_rate", "seed"):
@@ -634,7 +621,7 @@ def main(args):
     if len(rates) > 1:
         best = best_row(table)
         if not args.plot_only:
-            save_search(results, table, best, args.out)
+            save_search(args, results, table, best)
         print(f"best by validation accuracy: learning rate {best['learning_rate']}")
     elif not table[0]["finished"]:
         raise UserError("the loss became infinite or NaN in every run; try a smaller rate.")

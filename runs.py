@@ -1,17 +1,17 @@
 """How every script here is started and recorded: command lines, errors in one sentence, seeds and
-devices, results files, checkpoints, work spread over processes, and a notebook's settings.
+devices, results files, checkpoints, work spread over processes, and a notebook's definitions.
 
 The ground floor: it imports nothing of the project and knows nothing of images, speech or
-questions. What is heavy (torch) is imported where it is used, so that make can ask for the names of
-settings at no cost.
+questions.
 
-A failure that a person can put right is a `UserError`. Its text is one sentence that says what to
-do next; `run_script` prints it on stderr and ends with exit status 2, without a traceback.
+A failure that a person can put right is a `UserError`, raised where the file is read, the flag is
+checked, the disk is written. Its text is one sentence that says what to do next; `run_script`
+prints it on stderr and ends with exit status 2. Any other exception is a fault in code and keeps
+Python's traceback.
 """
 
 import argparse
 import ast
-import difflib
 import errno
 import io
 import json
@@ -33,7 +33,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from unittest import mock
 
 ROOT = Path(__file__).resolve().parent
 
@@ -42,8 +41,7 @@ os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what a Mac's GPU la
 
 IN_NOTEBOOK = "ipykernel" in sys.modules
 QUIET = False if IN_NOTEBOOK else None  # tqdm's `disable`: None draws bars on terminals only
-if os.environ.get("QUIET", "0") != "0":
-    QUIET = True
+COMMAND = None  # what started a notebook, if a program did: tools/run_notebook.py fills it in
 
 
 # ----------------------------------------------------------------------------------- command lines
@@ -99,32 +97,16 @@ SEED = number(int, low=0, high=2**32 - 1)  # what NumPy and torch both take
 
 
 def sentence_of(error, if_memory_runs_out="closing other programs", after_interrupt=""):
-    """What to tell a person about this exception; None where only its traceback tells."""
+    """What to tell a person about this exception; None for a fault in code."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
         return f"interrupted; {after_interrupt}."
     if is_out_of_memory(error):
         return f"there is too little memory; try {if_memory_runs_out}."
-    if isinstance(error, OSError):  # no permission, a full disk, a path that leads nowhere
-        what = error.filename or "what is read or written"
-        reason = error.strerror or str(error)
-        return f"{what}: {reason}; check that path and its disk, then run it again."
-    if isinstance(error, ModuleNotFoundError):
-        advice = "`pip install -r requirements.txt`, or for gradio `make demo`, installs it"
-        return f"the package {error.name} is missing; {advice}."
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # also of what is printed
+        return "the disk is full; make room on it, then run it again."
     return None
-
-
-def _say_missing_package(kind, error, traceback):
-    """Python's last word on an exception, in one sentence where a package is missing."""
-    if isinstance(error, ModuleNotFoundError):
-        print(f"{Path(sys.argv[0]).name}: {sentence_of(error)}", file=sys.stderr)
-        os._exit(2)
-    sys.__excepthook__(kind, error, traceback)
-
-
-sys.excepthook = _say_missing_package  # scripts import this file before torch and its relatives
 
 
 def is_out_of_memory(error):
@@ -135,6 +117,19 @@ def is_out_of_memory(error):
     return is_python or is_gpu or is_system
 
 
+@contextmanager
+def file_errors(path):
+    """In this block a file is opened, read or written: an OSError there is a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if sentence_of(error):  # a full disk, or memory
+            raise
+        reason = error.strerror or str(error)
+        advice = "check that path and its disk, then run it again"
+        raise UserError(f"{error.filename or path}: {reason}; {advice}.") from error
+
+
 def run_script(
     main,
     parser,
@@ -143,122 +138,119 @@ def run_script(
 ):
     """Call `main(args)`; what a person can put right ends it in one sentence, exit status 2."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # letters that a terminal does not have
+        if hasattr(stream, "reconfigure"):  # not under %run in a notebook
+            stream.reconfigure(errors="replace")  # letters that a terminal does not have
     try:
         main(parser.parse_args())
         sys.stdout.flush()  # a full disk shows here at the latest
+    except BrokenPipeError:  # `| head` has read enough: not a word
+        discard_stdout()
+        sys.exit(2)
     except BaseException as error:
         sentence = sentence_of(error, if_memory_runs_out, after_interrupt)
         if sentence is None:
             raise
-        if not isinstance(error, BrokenPipeError):  # `| head` has read enough: not a word
-            print(f"{parser.prog}: {sentence}", file=sys.stderr)
-        with suppress(OSError):
+        print(f"{parser.prog}: {sentence}", file=sys.stderr)
+        try:
             sys.stdout.flush()
-        sys.stdout = open(os.devnull, "w")  # what cannot be written now is not tried again
+        except OSError:
+            discard_stdout()
         sys.exit(2)
 
 
+def discard_stdout():
+    """What could not be written is not tried again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def command_line():
-    """The command that is running, as one would type it."""
-    return shlex.join(["python", *sys.orig_argv[1:]])
+    """The command that is running, as one would type it: `python hw2-q2.py -epochs 3`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["-m", spec.name] if spec else [sys.argv[0]]  # of `python -m tools.letters`
+    return shlex.join(["python", *program, *sys.argv[1:]])
 
 
-# ----------------------------------------------------------------------- a notebook's settings
-def read_settings(values, **allowed):
-    """The settings of a notebook as an object with an attribute each.
-
-    values: {name: value}, such as the notebook's `globals()`. allowed: {name: a type as argparse
-    takes it}, every setting once. The environment wins: `batch_size` is the variable BATCH_SIZE.
-    UserError for a value that does not fit.
-    """
-    settings = SimpleNamespace()
-    for name, parse in allowed.items():
-        given = os.environ.get(name.upper(), values[name])
-        try:
-            value = parse(str(given))
-        except argparse.ArgumentTypeError as error:
-            raise UserError(f"{name.upper()}: {error}; correct it and run again.") from error
-        except ValueError as error:
-            problem = f"must be a {parse.__name__}, not '{given}'"
-            raise UserError(f"{name.upper()} {problem}; correct it and run again.") from error
-        setattr(settings, name, value)
-    return settings
-
-
+# -------------------------------------------------------------------- a notebook's definitions
 def changed(settings, **values):
     """A copy of the settings with these values."""
     return SimpleNamespace(**{**vars(settings), **values})
 
 
-def some_of(*allowed):
-    """A type for `read_settings`: one or several of these words, with commas between."""
-
-    def parse(text):
-        words = text.strip("()[]").replace("'", "").replace('"', "").replace(" ", "")
-        chosen = tuple(word for word in words.split(",") if word)
-        unknown = [word for word in chosen if word not in allowed]
-        if unknown or not chosen:
-            got = f"'{unknown[0]}' is not one" if unknown else "name at least one"
-            raise argparse.ArgumentTypeError(f"{got} of {', '.join(allowed)}")
-        return chosen
-
-    return parse
-
-
-def setting_names(path):
-    """The names of a notebook's settings: what its cell tagged "parameters" assigns."""
-    cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
-    (cell,) = (cell for cell in cells if "parameters" in cell["metadata"].get("tags", []))
-    statements = ast.parse("".join(cell["source"])).body
-    return [line.targets[0].id for line in statements if isinstance(line, ast.Assign)]
-
-
-def load_definitions(path, **settings):
-    """What a notebook's cells tagged "define" and "parameters" define, as a module.
-
-    `settings` take the place of those in the notebook; those in the environment do not count.
-    """
-    names = setting_names(path)
-    refuse_unknown(settings, names)
-    module = ModuleType(Path(path).stem)
-    notebook = json.loads(Path(path).read_text(encoding="utf-8"))
-    with mock.patch.dict(os.environ):
-        for name in names:
-            os.environ.pop(name.upper(), None)
-        for number, cell in enumerate(notebook["cells"]):
+def read_cells(path):
+    """[(tags, source)] of a notebook's code cells, without magics (% and !)."""
+    with file_errors(path):
+        notebook = json.loads(Path(path).read_text(encoding="utf-8"))
+    cells = []
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            lines = "".join(cell["source"]).splitlines()
+            python = [line for line in lines if not line.lstrip().startswith(("%", "!"))]
+            is_python = not lines or not lines[0].startswith("%%") or lines[0].startswith("%%time")
             tags = cell["metadata"].get("tags", [])
-            if "define" in tags or "parameters" in tags:
-                place = f"{path}, cell {number}"  # what a traceback names
-                exec(compile("".join(cell["source"]), place, "exec"), vars(module))
-            if "parameters" in tags:
-                vars(module).update(settings)
+            cells.append((tags, "\n".join(python) if is_python else ""))
+    return cells
+
+
+def parameters_of(path):
+    """{name: default} of a notebook's parameters: what its cell tagged "parameters" assigns."""
+    sources = [source for tags, source in read_cells(path) if "parameters" in tags]
+    if len(sources) != 1:
+        problem = f'{path} has {len(sources)} cells tagged "parameters"'
+        raise UserError(f"{problem}; give that tag to the cell of settings and to no other.")
+    values = {}
+    exec(sources[0], values)
+    return {name: value for name, value in values.items() if not name.startswith("__")}
+
+
+def refuse_unknown_parameters(path, given):
+    """UserError unless the notebook has all parameters of these names."""
+    known = parameters_of(path)
+    for name in given:
+        if name not in known:
+            names = ", ".join(known)
+            raise UserError(f"{Path(path).name} has no parameter {name}; it has {names}.")
+
+
+def load_definitions(path, **parameters):
+    """What a notebook defines, as a module, with these values in place of its own parameters.
+
+    Of cells tagged "define" and "parameters" everything is executed, of the others only imports,
+    functions and classes, and assignments that call nothing: so a helper in a new cell is found,
+    and nothing is computed.
+    """
+    refuse_unknown_parameters(path, parameters)
+    module = ModuleType(Path(path).stem)
+    for number, (tags, source) in enumerate(read_cells(path)):
+        tree = ast.parse(source)
+        if not {"define", "parameters"} & set(tags):
+            tree.body = [line for line in tree.body if _only_defines(line, vars(module))]
+        exec(compile(tree, f"{path}, code cell {number}", "exec"), vars(module))
+        if "parameters" in tags:
+            vars(module).update(parameters)
     return module
 
 
-def refuse_unknown(names, known):
-    """UserError, with the nearest known name, for the first of the names that is not known."""
-    for name in names:
-        if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            meant = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(known)}."
-            raise UserError(f"there is no setting {name}; {meant}")
+def _only_defines(line, names):
+    """Whether a statement imports or defines, or assigns something without calling anything."""
+    if isinstance(line, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)):
+        return True
+    if not isinstance(line, ast.Assign):
+        return False
+    nodes = list(ast.walk(line.value))
+    used = {node.id for node in nodes if isinstance(node, ast.Name)}
+    return used <= names.keys() and not any(isinstance(node, ast.Call) for node in nodes)
 
 
-def say_errors_in_one_sentence(name, if_memory_runs_out):
-    """In a notebook: what a person can put right prints its sentence instead of a traceback."""
+def say_errors_in_one_sentence(name):
+    """In a notebook: a UserError prints its sentence instead of a traceback."""
 
     def say(shell, kind, error, traceback, tb_offset=None):
-        sentence = sentence_of(error, if_memory_runs_out)
-        if sentence is None:
-            shell.showtraceback((kind, error, traceback), tb_offset=tb_offset)
-        else:
-            print(f"{name}: {sentence}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
 
     if IN_NOTEBOOK:  # not where the cells were saved as a script
         from IPython import get_ipython
 
-        get_ipython().set_custom_exc((Exception,), say)
+        get_ipython().set_custom_exc((UserError,), say)
 
 
 # ------------------------------------------------------------------------------- devices and seeds
@@ -270,13 +262,31 @@ def pick_device(name):
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if has_usable_gpu() else "cpu")
     kind, colon, index = name.partition(":")
     counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}
     is_named = index.isdecimal() if colon else True
     if kind not in counts or not is_named or int(index or 0) >= counts[kind]:
         raise UserError(f"this machine has no usable device '{name}'; choose auto or cpu.")
     return torch.device(name)
+
+
+def has_usable_gpu():
+    """Whether there is a GPU and a first operation on it succeeds.
+
+    It does not where this torch has no kernels for it, as for a GTX 1080 or a P100.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return False
+    try:
+        (torch.ones(2, device="cuda") + 1).sum().item()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        print(f"the GPU cannot be used ({reason}); the CPU is taken instead", file=sys.stderr)
+        return False
+    return True
 
 
 def configure_seed(seed):
@@ -313,30 +323,38 @@ def set_random_state(state):
 def write_atomically(path):
     """Yield a temporary path beside `path`; it gets its name only when the block succeeds.
 
-    So a file is whole or not there.
+    So a file is whole or not there. UserError where it cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with file_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def check_writable(folder):
-    """OSError now, not after an hour of training, if results cannot be written to `folder`."""
+    """UserError now, not after an hour of training, if results cannot be written to `folder`."""
     trial = Path(folder) / "results" / "write-test"
     with write_atomically(trial) as temporary:
         temporary.touch()
-    trial.unlink(missing_ok=True)
+    with file_errors(trial):
+        trial.unlink(missing_ok=True)
+
+
+def default_out(data):
+    """Where results on the data in this folder go unless something else is said."""
+    return f"build/{Path(data).resolve().name}"
 
 
 def read_text(path):
     """The text of a file in UTF-8, with or without a byte-order mark; UserError for another one."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        with file_errors(path):
+            return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text; save it in the encoding UTF-8.") from error
 
@@ -400,11 +418,22 @@ def new_result(question, run, command, config, data, device):
     }
 
 
+def plain_values(value):
+    """`value` with Python's own numbers for scalars and arrays of NumPy and torch, at any depth."""
+    if isinstance(value, dict):
+        return {plain_values(key): plain_values(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_values(item) for item in value]
+    if hasattr(value, "tolist"):  # NumPy's and torch's
+        return value.tolist()
+    return value
+
+
 def _finite(value):
     """`value` with null in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list):
         return [_finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
@@ -413,7 +442,7 @@ def _finite(value):
 
 def save_result(out, result):
     """Write `result`, a dict that starts as `new_result`, to `out`/results/<run>.json."""
-    text = json.dumps(_finite(result), indent=1, allow_nan=False) + "\n"
+    text = json.dumps(_finite(plain_values(result)), indent=1, allow_nan=False) + "\n"
     with write_atomically(Path(out) / "results" / f"{result['run']}.json") as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -424,7 +453,8 @@ def load_result(out, run, command="the command that makes it"):
     if not path.exists():
         raise UserError(f"{path} does not exist; run {command} first.")
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        with file_errors(path):
+            result = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is damaged; run {command} again.") from error
     if not isinstance(result, dict) or "question" not in result:
@@ -436,16 +466,21 @@ def load_result(out, run, command="the command that makes it"):
 def is_whole_zip(path):
     """Whether a zip file, as npz files and torch's checkpoints are, is undamaged: its checksums."""
     try:
-        with zipfile.ZipFile(path) as file:
+        with file_errors(path), zipfile.ZipFile(path) as file:
             return file.testzip() is None
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError):
         return False
 
 
 def save_checkpoint(path, state):
-    """Save `state`, a dict of tensors and plain values, whole or not at all."""
+    """Save `state`, a dict of tensors and plain values, whole or not at all.
+
+    Its entry "result", if it has one, may hold numbers of NumPy and torch.
+    """
     import torch
 
+    if "result" in state:  # loading takes tensors and Python's own types only
+        state = {**state, "result": plain_values(state["result"])}
     buffer = io.BytesIO()  # a full disk then fails in one place, as an OSError
     torch.save(state, buffer)
     with write_atomically(path) as temporary:
@@ -462,7 +497,8 @@ def load_checkpoint(path):
     if not is_whole_zip(path):
         raise UserError(f"{path} is damaged or no checkpoint; delete it, or name another.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with file_errors(path):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError) as error:  # a zip of something else
         raise UserError(f"{path} is no checkpoint; name another.") from error
 
@@ -485,8 +521,9 @@ def set_aside(path):
         kept = path.with_name(f"{path.stem}-old{n}{path.suffix}")
         if not kept.exists():
             break
-    path.replace(kept)
-    print(f"{path.stem}: starts anew; the checkpoint of before is kept as {kept.name}", flush=True)
+    with file_errors(path):
+        path.replace(kept)
+    print(f"{path.name} is written anew; the one of before is kept as {kept.name}", flush=True)
     return kept
 
 

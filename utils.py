@@ -69,12 +69,13 @@ def load_oct_data(folder):
     """
     path = Path(folder) / "octmnist.npz"
     if not path.exists():
-        advice = "`make data` fetches it, `make sample` writes a stand-in"
-        raise UserError(f"{path} does not exist; {advice}.")
+        advice = "`make data` or `python download_octmnist.py` fetches the real one into data/, "
+        advice += "`make sample` writes a synthetic one into sample/"
+        raise UserError(f"{path} does not exist; {advice} (-data says which to read).")
     if not runs.is_whole_zip(path):
         raise UserError(f"{path} is damaged or not an npz file; delete it and fetch it again.")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with runs.file_errors(path), np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except ValueError as error:  # pickled objects, or no arrays at all
         raise UserError(f"{path} is not in MedMNIST's format; fetch it again.") from error
@@ -111,7 +112,8 @@ def _problem_of_split(arrays, split):
 
 def _describe_oct_data(path, arrays, splits):
     """The `data` entry of a results file: where the images are from, and how many there are."""
-    content = path.read_bytes()
+    with runs.file_errors(path):
+        content = path.read_bytes()
     is_official = hashlib.md5(content).hexdigest() == OCTMNIST_MD5
     stated = str(arrays.get("source", "octmnist.npz of unknown origin"))
     counts, class_counts = {}, {}
@@ -172,8 +174,14 @@ def load_ljspeech(folder):
     """
     root = Path(folder) / "LJSpeech-1.1"
     if not root.exists():
-        advice = "set DOWNLOAD=1 to fetch it (2.6 GB), or `make sample` for a stand-in"
-        raise UserError(f"{root} does not exist; {advice}.")
+        advice = "`make data` fetches LJ Speech into data/ (2.6 GB), "
+        advice += "`make sample` speaks a synthetic corpus into sample/"
+        raise UserError(f"{root} does not exist; {advice} (`data` says which to read).")
+    with runs.file_errors(root):
+        return _read_ljspeech(root)
+
+
+def _read_ljspeech(root):
     clips = _find_clips(read_metadata(root / "metadata.csv"), root)
     splits, how = split_clips(clips)
     info = {
@@ -287,11 +295,14 @@ def _label_of_corpus(root, clips):
 def download_ljspeech(folder):
     """Fetch LJ Speech 1.1 (2.6 GB) into `folder` through torchaudio, which verifies its checksum.
 
-    LJSpeech-1.1 appears in `folder` once it is whole. An archive that was fetched before a failure
-    is used again. UserError says what to do when it cannot be fetched.
+    LJSpeech-1.1 appears in `folder` once it is whole; where it is there, nothing is done. An
+    archive that was fetched before a failure is used again. UserError says what to do when it
+    cannot be fetched.
     """
     import torchaudio
 
+    if (Path(folder) / "LJSpeech-1.1").exists():
+        return
     unfinished = Path(folder) / "LJSpeech-download"
     unfinished.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(unfinished / "LJSpeech-1.1", ignore_errors=True)  # unpacked in part
@@ -316,7 +327,7 @@ def read_audio(path):
 
     path = Path(path)
     advice = "replace it, or remove its row in metadata.csv if it has one"
-    with open(path, "rb") as file:
+    with runs.file_errors(path), open(path, "rb") as file:
         is_cut = _is_cut_wav(file)
         try:
             channels, rate = soundfile.read(file, dtype="float32", always_2d=True)  # (n, channels)
@@ -412,7 +423,8 @@ def load_features(splits, out):
     paths = [path for rows in splits.values() for _, _, path in rows]
     key = hashlib.sha256()
     for path in paths:
-        status = path.stat()
+        with runs.file_errors(path):
+            status = path.stat()
         key.update(f"{path.name} {status.st_size} {status.st_mtime_ns} ".encode())
     cache = Path(out) / "features" / f"{key.hexdigest()[:16]}.npz"
 
@@ -433,7 +445,7 @@ def _read_features(cache):
     """The clips' features kept in a file, or None where there is none, or it is damaged."""
     if not cache.exists() or not runs.is_whole_zip(cache):
         return None
-    with np.load(cache, allow_pickle=False) as file:
+    with runs.file_errors(cache), np.load(cache, allow_pickle=False) as file:
         return torch.from_numpy(file["frames"]).split(file["lengths"].tolist())
 
 

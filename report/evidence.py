@@ -13,6 +13,8 @@ from collections import Counter
 from itertools import pairwise
 from statistics import mean, stdev
 
+from runs import UserError
+
 import jiwer
 import numpy as np
 from rapidfuzz.distance import DamerauLevenshtein
@@ -135,10 +137,10 @@ def over_images(a, b, n):
 
 
 def matching(results, pattern):
-    """The results whose names match, in the order of their names; KeyError where there is none."""
+    """The results whose names match, in the order of their names; UserError where there is none."""
     found = [results[name] for name in sorted(results) if re.fullmatch(pattern, name)]
     if not found:
-        raise KeyError(pattern)
+        raise UserError(f"there is no result {pattern} to report on; run what makes it.")
     return found
 
 
@@ -277,8 +279,7 @@ CLASSES = ("CNV", "DME", "drusen", "normal")
 
 def search(results, epochs=""):
     """The search over learning rates; `epochs`: the end of its name, "" or "-epochs150"."""
-    (found,) = matching(results, rf"q2-search-lr[\d._]+-seed[\d_]+{epochs}")
-    return found
+    return results[f"q2-search{epochs}"]
 
 
 def network(results, name, rate, epochs=""):
@@ -989,7 +990,7 @@ def readme_times(times):
 
 
 def numbers(results):
-    """What report.typ is given; KeyError for a result that is not there."""
+    """What report.typ is given; UserError for a result that is not there."""
     return {"q1": q1_numbers(results), "q2": q2_numbers(results), "q3": q3_numbers(results)}
 
 

@@ -342,7 +342,7 @@ CHANGES = {  # setting: (another value, the stages at which something differs)
     "max_text_len": (5, {"tokens", "weights", "first loss", "second loss"}),  # and the clock
     "seed": (43, EVERYTHING),
     # where and how, not what: tested with what they are for
-    **dict.fromkeys(("data", "out", "decoders", "bf16", "device", "download", "resume")),
+    **dict.fromkeys(("data", "out", "decoders", "bf16", "device", "resume")),
 }
 
 
@@ -382,7 +382,7 @@ def differing(a, b):
 
 
 def test_every_setting_changes_what_it_says_and_nothing_else(tmp_path, monkeypatch):
-    assert set(CHANGES) == set(runs.setting_names(ROOT / "hw2-q3.ipynb"))
+    assert set(CHANGES) == set(runs.parameters_of(ROOT / "hw2-q3.ipynb"))
     write_corpus(tmp_path, 30)
     places = {"data": str(tmp_path), "out": str(tmp_path / "out")}
     settings = runs.changed(q3.settings, **places)

@@ -14,7 +14,6 @@ that was best on validation: OUT/finetuned/checkpoints/q3-transformer.pt; result
 
 import copy
 import math
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -173,7 +172,7 @@ def make_parser():
 
 def main(args):
     """Train on spoken transcripts, then on real clips."""
-    os.environ["COMMAND"] = runs.command_line()
+    runs.COMMAND = runs.command_line()
     speech = {"data": args.spoken, "out": f"{args.out}/varied", "epochs": args.epochs}
     q3 = runs.load_definitions(NOTEBOOK, **speech, seed=args.seed, resume=int(args.resume))
     checkpoint = train_on_speech(q3, q3.load_corpus(q3.settings))

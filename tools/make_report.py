@@ -44,18 +44,47 @@ CODE = (  # what the submission holds beside the PDF
 
 
 # ------------------------------------------------------------------------------ what Typst is given
+class Results(dict):
+    """{run: its result}; one that is asked for and not there is a UserError."""
+
+    def __missing__(self, name):
+        raise UserError(f"there is no result {name}.json to report on; run what makes it.")
+
+
 def read_results(out):
-    """{run: its result} for every `out`/results/*.json."""
+    """The results in `out`/results/*.json."""
     names = sorted(path.stem for path in (out / "results").glob("[!.]*.json"))
-    return {name: runs.load_result(out, name) for name in names}
+    return Results({name: runs.load_result(out, name) for name in names})
 
 
 def read_group():
-    """The entries of report/group.toml."""
+    """The entries of report/group.toml, each as it must be."""
     try:
-        return tomllib.loads(runs.read_text(ROOT / "report" / "group.toml"))
+        group = tomllib.loads(runs.read_text(ROOT / "report" / "group.toml"))
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"report/group.toml has a mistake: {error}; correct it.") from error
+    for name in ("course", "title", "group", "contributions"):
+        if not isinstance(group.get(name), str):
+            problem = f'{name} must be text in quotes, as in {name} = "..."'
+            raise UserError(f"report/group.toml: {problem}; correct it.")
+    members = group.get("members")
+    if not isinstance(members, list) or not all(isinstance(one, str) for one in members):
+        problem = 'members must be a list of texts, as in members = ["Ana (1)", "Rui (2)"]'
+        raise UserError(f"report/group.toml: {problem}; correct it.")
+    return group
+
+
+def needs_other_fonts(group):
+    """Whether a name has letters beyond Latin, Greek and Cyrillic, which the report's fonts lack.
+
+    Then the fonts of this machine are used, too.
+    """
+    text = str(group)
+    beyond = sorted({letter for letter in text if ord(letter) > 0x52F and letter.isalpha()})
+    if beyond:
+        letters = " ".join(beyond)
+        print(f"the fonts that come with the report lack {letters}: those of this machine are used")
+    return bool(beyond)
 
 
 def compile_document(name, numbers, out):
@@ -64,11 +93,12 @@ def compile_document(name, numbers, out):
     figures = {}
     for path in sorted((out / "figures").glob("[!.]*.pdf")):
         figures[path.stem] = "/" + path.resolve().relative_to(root).as_posix()
-    given = {"numbers": numbers, "figures": figures, "group": read_group()}
+    group = read_group()
+    given = {"numbers": numbers, "figures": figures, "group": group}
     inputs = {
         "input": str(ROOT / "report" / f"{name}.typ"),
         "root": str(root),
-        "ignore_system_fonts": True,
+        "ignore_system_fonts": not needs_other_fonts(group),
         "sys_inputs": {"evidence": json.dumps(given)},
     }
     pdf = typst.compile(**inputs, format="pdf")
@@ -78,10 +108,7 @@ def compile_document(name, numbers, out):
 
 def compile_report(results, out):
     """The answers, about these results of `out`; UserError where one of them is missing."""
-    try:
-        numbers = evidence.numbers(results)
-    except KeyError as error:
-        raise UserError(f"the results in {out} lack {error}; run what makes it.") from error
+    numbers = evidence.numbers(results)
     for claim in claims.no_longer_true(results):
         print(f"no longer true, write it anew: {claim}")
     return compile_document("report", numbers, out)

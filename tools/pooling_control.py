@@ -38,8 +38,8 @@ def plan_runs(args):
 def make_parser():
     parser = runs.ArgumentParser(__doc__)
     whole, rate = runs.number(int, low=1), runs.number(float, above=0)
-    parser.flag("data", default="sample", help="folder that holds octmnist.npz")
-    parser.flag("out", default="build/sample", help="folder for results/")
+    parser.flag("data", default="data", help="folder that holds octmnist.npz")
+    parser.flag("out", help="folder for results/; by default build/ and -data's name")
     parser.flag("epochs", type=whole, default=150, help="passes over the training images")
     parser.flag("learning_rate", type=rate, default=0.01, help="of all of them")
     parser.flag("seed", type=runs.SEED, nargs="+", default=[42, 43, 44, 45, 46], help="one or more")
@@ -48,6 +48,7 @@ def make_parser():
 
 def main(args):
     """Train the seeds side by side, and print their table."""
+    args.out = args.out or runs.default_out(args.data)
     runs.check_writable(args.out)
     results = q2.train_runs(plan_runs(args), args.out, network=AveragePoolingCNN)
     q2.print_table(q2.summarise(results))

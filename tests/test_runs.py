@@ -13,6 +13,7 @@ import runs
 from conftest import POSIX, ROOT, assert_one_sentence, restore_interrupts, run_python
 from runs import UserError
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,48 +27,58 @@ def test_numbers_have_limits():
             parse(text)
 
 
-VALUES = {"epochs": 15, "rate": 0.5, "folder": "here", "kinds": ("a", "b")}
-ALLOWED = {
-    "epochs": runs.number(int, 1),
-    "rate": runs.number(float, above=0),
-    "folder": str,
-    "kinds": runs.some_of("a", "b"),
-}
+def write_notebook(folder, *cells):
+    """A notebook of these (tag, source) cells; returns its path."""
+    path = folder / "a.ipynb"
+    cells = [
+        {"cell_type": "code", "metadata": {"tags": [tag] if tag else []}, "source": [source]}
+        for tag, source in cells
+    ]
+    path.write_text(json.dumps({"cells": cells}))
+    return path
 
 
-def test_settings_are_the_values_unless_the_environment_says_otherwise(monkeypatch):
-    assert vars(runs.read_settings(VALUES, **ALLOWED)) == VALUES
-    for name, value in {"EPOCHS": "3", "RATE": "2", "FOLDER": "my data", "KINDS": "b"}.items():
-        monkeypatch.setenv(name, value)
-    chosen = {"epochs": 3, "rate": 2.0, "folder": "my data", "kinds": ("b",)}
-    assert vars(runs.read_settings(VALUES, **ALLOWED)) == chosen
-
-
-@pytest.mark.parametrize("name, value", [("EPOCHS", "many"), ("KINDS", "a,c")])
-def test_bad_settings_are_named(monkeypatch, name, value):
-    monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=name):
-        runs.read_settings(VALUES, **ALLOWED)
+PARAMETERS = ("parameters", "epochs: int = 15\nrate = 0.5")
 
 
 def test_definitions_of_a_notebook(tmp_path, monkeypatch):
-    """Cells that define something are executed, with these settings and none of the environment."""
+    """What cells define, with these parameters and nothing of the environment."""
     cells = (
-        ("define", "import os\ndef double(x): return 2 * x"),
-        ("parameters", "epochs = 15\nrate = 0.5"),
-        ("define", "used = (epochs, rate, os.environ.get('EPOCHS'))"),
-        ("other", "raise RuntimeError"),
+        ("define", "%matplotlib inline\nimport os\n!ls\ndef double(x): return 2 * x"),
+        PARAMETERS,
+        ("define", "used = (epochs, rate)"),
+        (None, "%%time\nWINDOW = 16\nclass Helper:\n    size = 2 * WINDOW"),
+        (None, "found = double(4)\nraise RuntimeError"),
+        (None, "%%bash\necho no Python"),
     )
-    path = tmp_path / "a.ipynb"
-    cells = [{"cell_type": "code", "metadata": {"tags": [t]}, "source": [s]} for t, s in cells]
-    path.write_text(json.dumps({"cells": cells}))
+    path = write_notebook(tmp_path, *cells)
     monkeypatch.setenv("EPOCHS", "3")
-    assert runs.setting_names(path) == ["epochs", "rate"]
+    assert runs.parameters_of(path) == {"epochs": 15, "rate": 0.5}
     defined = runs.load_definitions(path, rate=2.0)
-    assert defined.double(4) == 8 and defined.used == (15, 2.0, None)
-    assert os.environ["EPOCHS"] == "3"
-    with pytest.raises(UserError, match="no setting epoch; did you mean epochs"):
+    assert defined.double(4) == 8 and defined.used == (15, 2.0)
+    assert defined.Helper.size == 32 and not hasattr(defined, "found")
+    with pytest.raises(UserError, match="has no parameter epoch; it has epochs, rate"):
         runs.load_definitions(path, epoch=1)
+
+
+@pytest.mark.parametrize("n_cells", [0, 2])
+def test_a_lost_or_copied_tag_is_one_sentence(tmp_path, n_cells):
+    path = write_notebook(tmp_path, ("define", "x = 1"), *[PARAMETERS] * n_cells)
+    for read in (runs.parameters_of, runs.load_definitions):
+        with pytest.raises(UserError, match=f'has {n_cells} cells tagged "parameters"; give that'):
+            read(path)
+
+
+def test_auto_takes_a_gpu_only_if_it_can_compute(monkeypatch, capsys):
+    """Field case: a card for which this torch has no kernels."""
+
+    def refuse(*_, **__):
+        raise RuntimeError("no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", refuse)
+    assert runs.pick_device("auto") == torch.device("cpu")
+    assert "no kernel image is available" in capsys.readouterr().err
 
 
 def test_devices_and_their_indices():
@@ -93,6 +104,7 @@ def test_results_come_back_and_damaged_ones_are_one_sentence(tmp_path):
     assert runs.git_commit() is None or len(runs.git_commit().removesuffix("-dirty")) == 40
     result = runs.new_result("q1", "q1", "make q1", {"seed": 42}, {"source": "none"}, "cpu")
     result["test"]["loss"] = float("nan")
+    result["seconds"] = np.float64(1.5)
     runs.save_result(tmp_path, result)
     loaded = runs.load_result(tmp_path, "q1")
     assert loaded == {**result, "test": {"loss": None}} and loaded["status"] == "interrupted"
@@ -168,27 +180,57 @@ def write_script(folder, body, before=""):
 @pytest.mark.parametrize(
     "error, said",
     [
-        (FileNotFoundError(2, "No such file", "nowhere/a.wav"), "nowhere/a.wav: No such file; che"),
-        (OSError(28, "No space left on device"), "No space left on device; check"),
+        (UserError("no data; make some."), "no data; make some."),
+        (OSError(28, "No space left on device"), "the disk is full; make room on it"),
         (MemoryError(), "too little memory; try a smaller -size."),
-        (ModuleNotFoundError(name="gradio"), "the package gradio is missing; `pip install"),
     ],
 )
 def test_errors_have_a_sentence(error, said):
     assert said in runs.sentence_of(error, "a smaller -size")
-    assert runs.sentence_of(ZeroDivisionError()) is None  # an error of the code: its traceback
+
+
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError(), FileNotFoundError(2, "No", "a"), KeyError()]
+)
+def test_a_fault_in_code_has_none(error):
+    assert runs.sentence_of(error) is None
+
+
+def test_files_that_cannot_be_read_or_written_are_one_sentence(tmp_path):
+    """Said where that happens, whoever called."""
+    (tmp_path / "file").touch()
+    below = tmp_path / "file" / "below"
+    for use in (
+        lambda: runs.read_text(below),
+        lambda: runs.check_writable(below),
+        lambda: runs.save_result(below, {"run": "a"}),
+        lambda: runs.is_whole_zip(tmp_path),
+        lambda: runs.read_cells(below),
+    ):
+        with pytest.raises(UserError, match=r"file.*; check that path and its disk"):
+            use()
+
+
+def test_a_missing_package_keeps_its_traceback_and_python_goes_on(tmp_path):
+    """Field case: `import runs`, then a mistyped import, ended an interactive Python."""
+    lines = "import runs\nimport no_such_package\nprint('goes on')\n"
+    process = run_python("-i", "-c", "", input=lines)
+    assert "No module named 'no_such_package'" in process.stderr
+    assert process.stdout.endswith("goes on\n")
+
+
+def test_the_command_is_recorded_as_it_was_typed(tmp_path):
+    path = write_script(tmp_path, "print(runs.command_line())")
+    process = run_python(path)
+    assert process.stdout == f"python {path}\n"
+    process = run_python("-m", "script", cwd=tmp_path)
+    assert process.stdout == "python -m script\n"
 
 
 def test_what_a_person_can_put_right_is_one_sentence_and_status_2(tmp_path):
     process = run_python(write_script(tmp_path, "raise runs.UserError('no data; make some.')"))
     assert_one_sentence(process)
     assert process.stderr == "script.py: no data; make some.\n"
-
-
-def test_a_package_that_is_missing_before_main_is_one_sentence(tmp_path):
-    process = run_python(write_script(tmp_path, "pass", "import runs, no_such_package"))
-    assert_one_sentence(process)
-    assert "script.py: the package no_such_package is missing" in process.stderr
 
 
 def test_unknown_flags_are_one_sentence(capsys):
@@ -207,7 +249,7 @@ def test_a_full_standard_output_is_not_success(tmp_path, n_letters):
     command = f"exec {shlex.join([sys.executable, str(path)])} > /dev/full"
     process = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True)
     assert process.returncode == 2
-    assert process.stderr.count("\n") == 1 and "No space left on device" in process.stderr
+    assert process.stderr.count("\n") == 1 and "the disk is full" in process.stderr
 
 
 @POSIX

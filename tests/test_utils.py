@@ -166,7 +166,7 @@ def test_a_missing_or_undecodable_corpus(tmp_path):
         with pytest.raises(UserError, match="UTF-8"):
             utils.load_ljspeech(tmp_path)
     (root / "metadata.csv").unlink()
-    with pytest.raises(UserError, match="metadata.csv: No such file"):
+    with pytest.raises(UserError, match=r"metadata\.csv: No such file"):
         utils.load_ljspeech(tmp_path)
 
 

@@ -1,8 +1,10 @@
 """Q2: the networks, the training loop, the search, what is stored, the loader, the control."""
 
+import hashlib
 import importlib
 import json
 import shutil
+from pathlib import Path
 from unittest.mock import Mock
 
 import runs
@@ -153,11 +155,22 @@ def test_images_are_shifted_by_whole_pixels_in_four_directions(monkeypatch):
     assert (q2.shifted(X, 3, 0)[0, 0, -4:] == X[0, 0, -1]).all()  # the edge is repeated
 
 
+class BrightestBand(nn.Module):
+    """Guesses the class of oct_arrays by the height of the brightest band."""
+
+    def forward(self, X):
+        bands = X.reshape(-1, 4, 7, 28)[:, :, :6].float()  # (B, class, 6, 28)
+        return bands.mean(dim=(2, 3)).div(20).log_softmax(dim=1)
+
+
 def test_metrics_equal_medmnists_evaluator(tmp_path):
-    np.savez(tmp_path / "octmnist.npz", **oct_arrays(n_test=1000))
+    """On 1,000 images, two batches, of which the later ones of each class are noise."""
+    arrays = oct_arrays(n_test=1000)
+    arrays["test_images"][300:] = np.random.default_rng(0).integers(0, 256, (700, 28, 28))
+    np.savez(tmp_path / "octmnist.npz", **arrays)
     splits, _ = utils.load_oct_data(tmp_path)
     X, y = splits["test"]
-    model = q2.CNN(0.7)
+    model = BrightestBand()
     metrics = q2.test_metrics(model, X, y)
     evaluator = medmnist.Evaluator("octmnist", "test", root=str(tmp_path))
     auc, accuracy = evaluator.evaluate(q2.predict(model, X).exp().numpy())
@@ -186,7 +199,7 @@ def result_of(rate, val_accuracy, test=0.5, status="finished"):
     return {
         "config": {"learning_rate": rate},
         "status": status,
-        "epochs": [{"val_accuracy": val_accuracy}],
+        "epochs": [{"val_accuracy": 1 - val_accuracy}, {"val_accuracy": val_accuracy}],
         "test": {"accuracy": test, "auc": test, "accuracy_course_subset": None},
     }
 
@@ -217,6 +230,7 @@ def searched(tmp_path_factory):
     np.savez(folder / "octmnist.npz", source="synthetic test images", **oct_arrays())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "side_by_side", in_turn)
+        patch.setattr(utils, "save_figure", Mock())
         call("-data", folder, "-out", folder / "out", "-epochs", 3, "-seed", 1, 2, *RATES)
     return folder
 
@@ -239,36 +253,6 @@ def out_of(flags):
 
 
 BEST = ("-learning_rate", "best", "-no_maxpool")
-
-
-def test_a_search_keeps_its_own_rows(searched):
-    found = results(searched / "out")
-    search = found.pop(NAME)
-    assert sorted(search["runs"]) == sorted(found) and len(found) == 4
-    for row in search["rows"]:
-        whole = found[row["run"]]
-        assert row == {key: whole[key] for key in row} and row["parameters"] == 224_892
-        assert whole["started"] == search["started"] and whole["status"] == "finished"
-    assert search["config"]["learning_rate"] == [0.1, 0.0001] and search["config"]["seed"] == [1, 2]
-    assert search["table"] == q2.summarise(search["rows"])
-    assert search["best"] == q2.best_row(search["table"])
-
-
-def test_best_trains_strides_at_that_rate_and_draws_from_files_alone(flags, capsys):
-    call(*flags, *BEST)
-    rate = results(out_of(flags))[NAME]["best"]["learning_rate"]
-    before = results(out_of(flags))
-    strided = before[f"q2-strided-lr{rate}-seed1-epochs3"]
-    assert f"learning rate {rate}: the best by {NAME} of 20" in capsys.readouterr().out
-    assert strided["search"] == f"{NAME} of {before[NAME]['started']}"
-
-    shutil.rmtree(out_of(flags) / "figures")
-    (flags[1] / "octmnist.npz").unlink()  # drawing needs no data
-    call(*flags, *RATES, "-plot_only")
-    call(*flags, *BEST, "-plot_only")
-    drawn = {path.stem for path in (out_of(flags) / "figures").iterdir()}
-    assert drawn == {"CNN-rates-epochs3", "CNN-networks-epochs3"}
-    assert results(out_of(flags)) == before
 
 
 def search_is_missing(flags, monkeypatch):
@@ -364,6 +348,8 @@ def test_names_tell_what_differs_from_the_defaults():
 def test_the_script_itself_trains_side_by_side_the_same_numbers_as_alone(flags):
     process = run_script("hw2-q2.py", *flags, *BEST, timeout=600)
     assert process.returncode == 0, process.stderr
+    drawn = sorted(path.name for path in (out_of(flags) / "figures").iterdir())
+    assert drawn == ["CNN-networks-epochs3.pdf", "CNN-networks-epochs3.png"]
     first, second = results(out_of(flags), "q2-strided*").values()
     rate = second["config"]["learning_rate"]
     call(*flags[:-2], 2, "-learning_rate", rate, "-no_maxpool")
@@ -381,6 +367,62 @@ def test_one_process_a_run_but_one_for_all_on_a_gpu(flags, monkeypatch, device, 
     planned = q2.plan_runs(args, [0.1, 0.01])
     assert q2.train_runs(planned, args.out) == list(planned) and fork.call_count == n_forks
     assert q2.load_data.cache_info().currsize == 1  # here: processes share the images
+
+
+@pytest.mark.parametrize("n_runs, expected", [(1, 1), (8, 8), (9, 4)])
+def test_few_runs_share_the_processors_and_many_take_turns(monkeypatch, n_runs, expected):
+    monkeypatch.setattr(runs, "usable_cpus", lambda: 4)
+    assert q2.n_processes(n_runs) == expected
+
+
+# ---------------------------------------------------------------------------------------- all flags
+BASE = (
+    "-epochs 2 -batch_size 8 -learning_rate 0.1 -l2_decay 0.01 -dropout 0.3 -optimizer sgd"
+    " -seed 1 -device cpu -data data -out out"
+)
+OTHER_NUMBERS = {
+    "batch_size": 9,
+    "learning_rate": 0.11,
+    "l2_decay": 0.02,
+    "dropout": 0.4,
+    "optimizer": "adam",
+    "no_maxpool": True,
+    "seed": 2,
+}
+SAME_NUMBERS = {
+    "epochs": 3,  # the same in the first two
+    "data": "copy",
+    "out": "elsewhere",
+    "device": "cpu:0",
+    "plot_only": True,
+}
+
+
+def test_every_flag_changes_what_it_says_and_nothing_else(oct_folder, monkeypatch):
+    monkeypatch.chdir(oct_folder.parent)
+    monkeypatch.setattr(utils, "save_figure", Mock())
+    monkeypatch.setattr(runs, "processor_name", lambda: "a processor")
+    shutil.copytree("data", "copy")
+    call(*BASE.split())
+    (base,) = results(Path("out")).values()
+    assert {*OTHER_NUMBERS, *SAME_NUMBERS} == set(vars(q2.make_parser().parse_args([])))
+    for flag, value in {**OTHER_NUMBERS, **SAME_NUMBERS}.items():
+        folder = {"out": "elsewhere", "plot_only": "out"}.get(flag, flag)
+        call(*BASE.split(), "-out", folder, f"-{flag}", *([] if value is True else [value]))
+        (changed,) = results(Path(folder)).values()
+        config = {**base["config"], flag: value}
+        assert changed["config"] == {key: config[key] for key in base["config"]}, flag
+        assert changed["seed"] == config["seed"], flag
+        for key in ("data", "parameters", "status", "search"):
+            assert changed[key] == base[key], flag
+        losses, base_losses = ([row["train_loss"] for row in r["epochs"]] for r in (changed, base))
+        if flag in OTHER_NUMBERS:
+            assert len(losses) == 2 and not {*losses} & {*base_losses}, flag
+        elif flag == "epochs":
+            assert len(losses) == 3 and numbers(changed)[0][:2] == numbers(base)[0]
+        else:
+            assert numbers(changed) == numbers(base), flag
+            assert (changed == base) == (flag == "plot_only")  # which trains nothing: the old file
 
 
 # ---------------------------------------------------------------------------------------- bad input
@@ -405,6 +447,7 @@ def test_every_run_diverged_is_one_sentence_and_a_result(flags):
         call(*flags, "-learning_rate", 1e30)
     found = results(out_of(flags), "q2-maxpool-lr1e+30*").values()
     assert [run["status"] for run in found] == ["diverged"] * 2
+    assert [(run["epochs"], run["test"]) for run in found] == [([], {})] * 2
 
 
 BAD_ARRAYS = {
@@ -426,6 +469,19 @@ def test_wrong_arrays_are_named(tmp_path, message):
     np.savez(tmp_path / "octmnist.npz", **arrays)
     with pytest.raises(UserError, match=message):
         utils.load_oct_data(tmp_path)
+
+
+def test_the_official_file_is_known_by_its_checksum_and_another_says_what_it_is(
+    tmp_path, monkeypatch
+):
+    assert utils.OCTMNIST_MD5 == medmnist.INFO["octmnist"]["MD5"]
+    path = tmp_path / "octmnist.npz"
+    np.savez(path, **oct_arrays())
+    assert utils.load_oct_data(tmp_path)[1]["source"] == "octmnist.npz of unknown origin"
+    np.savez(path, source="drawings", **oct_arrays())
+    assert utils.load_oct_data(tmp_path)[1]["source"] == "drawings"
+    monkeypatch.setattr(utils, "OCTMNIST_MD5", hashlib.md5(path.read_bytes()).hexdigest())
+    assert utils.load_oct_data(tmp_path)[1]["source"] == "OCTMNIST"
 
 
 def test_damage_is_seen_wherever_it_is(oct_folder):

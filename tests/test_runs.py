@@ -2,12 +2,15 @@
 
 import argparse
 import json
+import math
 import os
+import random
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import runs
 from conftest import POSIX, ROOT, assert_one_sentence, restore_interrupts, run_python
@@ -89,6 +92,30 @@ def test_devices_and_their_indices():
             runs.pick_device(name)
 
 
+def draw():
+    return random.random(), np.random.random(), torch.rand(1).item()  # noqa: NPY002
+
+
+def test_a_seed_is_that_of_python_numpy_and_torch():
+    runs.configure_seed(5)
+    first = draw()
+    assert all(a != b for a, b in zip(draw(), first))
+    runs.configure_seed(6)
+    assert all(a != b for a, b in zip(draw(), first))
+    runs.configure_seed(5)
+    assert draw() == first
+
+
+def test_training_goes_on_with_the_draws_that_would_have_come(tmp_path):
+    torch.manual_seed(0)
+    state = runs.random_state()
+    draws = torch.rand(3)
+    runs.save_checkpoint(tmp_path / "state.pt", state)
+    torch.manual_seed(9)
+    runs.set_random_state(runs.load_checkpoint(tmp_path / "state.pt"))
+    assert torch.equal(torch.rand(3), draws)
+
+
 # --------------------------------------------------------------------------------------- results
 def test_a_file_is_whole_or_not_there(tmp_path):
     path = tmp_path / "new" / "a.json"
@@ -117,14 +144,98 @@ def test_results_come_back_and_damaged_ones_are_one_sentence(tmp_path):
         runs.load_result(tmp_path, "q2", "make q2")
 
 
+def test_numbers_come_back_as_they_are_and_others_as_null(tmp_path):
+    whole = {"text": "±", "none": None, "yes": True, "n": 10**12, "x": 0.1 + 0.2, "list": [[1, 2]]}
+    lists = {"inf": [1.0, math.inf, {"nan": math.nan}], "pair": (0.5, -math.inf)}
+    runs.save_result(tmp_path, {"question": "q1", "run": "a", **whole, **lists})
+    loaded = runs.load_result(tmp_path, "a")
+    assert loaded == {
+        "question": "q1",
+        "run": "a",
+        **whole,
+        "inf": [1.0, None, {"nan": None}],
+        "pair": [0.5, None],
+    }
+
+
+def test_a_new_result_is_what_it_was_given_and_nothing_has_finished(monkeypatch):
+    monkeypatch.setattr(runs, "environment", lambda device: {"device": device})
+    config, data = {"seed": 42, "epochs": 3}, {"source": "none"}
+    assert runs.new_result("q1", "q1-a", "make q1", config, data, "cpu") == {
+        "question": "q1",
+        "run": "q1-a",
+        "command": "make q1",
+        "config": config,
+        "seed": 42,
+        "status": "interrupted",
+        "data": data,
+        "environment": {"device": "cpu"},
+        "seconds": 0.0,
+        "epochs": [],
+        "test": {},
+    }
+
+
+def test_the_environment_is_that_of_this_process(monkeypatch):
+    monkeypatch.setattr(runs, "git_commit", lambda: "a commit")
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    found = runs.environment(torch.device("cpu"))
+    torch.set_num_threads(before)
+    assert found == {
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "torch": torch.__version__,
+        "device": "cpu",
+        "threads": 3,
+        "processor": found["processor"],
+        "commit": "a commit",
+    }
+    assert found["processor"].endswith(f", {runs.usable_cpus()} cores")
+
+
+def test_the_command_is_as_one_would_type_it(monkeypatch):
+    words = ["/usr/bin/python3.11", "-m", "tools.make", "-data", "my data"]
+    monkeypatch.setattr(sys, "orig_argv", words)
+    assert runs.command_line() == "python -m tools.make -data 'my data'"
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="there is no git here")
+def test_the_commit_says_when_files_were_edited_since(tmp_path, monkeypatch):
+    def git(*words):
+        name = ("-c", "user.name=a", "-c", "user.email=a@b")
+        done = subprocess.run(
+            ["git", *name, *words], cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    assert runs.git_commit() is None
+    file = tmp_path / "a.py"
+    file.write_text("x = 1\n")
+    git("init")
+    git("add", "a.py")
+    git("commit", "-m", "first")
+    git("tag", "-a", "v1", "-m", "a tag, which is no commit")
+    commit = git("rev-parse", "HEAD")
+    (tmp_path / "results.json").write_text("{}\n")  # what git does not know is no edit
+    assert len(commit) == 40 and runs.git_commit() == commit
+    file.write_text("x = 2\n")
+    assert runs.git_commit() == f"{commit}-dirty"
+    git("add", "a.py")
+    assert runs.git_commit() == f"{commit}-dirty"
+    git("commit", "-m", "second")
+    assert runs.git_commit() == git("rev-parse", "HEAD") != commit
+
+
 # ------------------------------------------------------------------------------------ checkpoints
 def test_a_checkpoint_comes_back_and_a_damaged_one_says_so(tmp_path):
     path = tmp_path / "checkpoints" / "run.pt"
     with pytest.raises(UserError, match="no checkpoint"):
         runs.load_checkpoint(path)
-    runs.save_checkpoint(path, {"weights": torch.arange(100), "epoch": 2})
+    for epoch in (1, 2):  # the second in place of the first
+        runs.save_checkpoint(path, {"weights": torch.arange(100) * epoch, "epoch": epoch})
     loaded = runs.load_checkpoint(path)
-    assert loaded["epoch"] == 2 and torch.equal(loaded["weights"], torch.arange(100))
+    assert loaded["epoch"] == 2 and torch.equal(loaded["weights"], torch.arange(100) * 2)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match="damaged"):
         runs.load_checkpoint(path)
@@ -139,7 +250,8 @@ def test_weights_fit_all_or_not_at_all():
     assert torch.equal(gru.weight_ih_l0, before)
     other = torch.nn.LSTM(3, 4)
     runs.load_weights(other, lstm.state_dict(), "run.pt")
-    assert torch.equal(other.weight_ih_l0, lstm.weight_ih_l0)
+    for name, weights in other.state_dict().items():
+        assert torch.equal(weights, lstm.state_dict()[name])
 
 
 def test_an_unfinished_checkpoint_is_kept_under_another_name(tmp_path, capsys):
@@ -155,6 +267,7 @@ def test_an_unfinished_checkpoint_is_kept_under_another_name(tmp_path, capsys):
 def square(x):
     if x == 13:
         os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.02 * (x == 0))  # the first is the last to end
     return x * x
 
 

@@ -32,6 +32,9 @@ def test_tokens_round_trip(text):
 def test_tokens_by_hand():
     assert utils.encode("A z, é") == [0, 9, 4, 34, 5, 4, 3, 1]
     assert utils.encode("abcdef", max_len=5) == [0, 9, 10, 11, 1]
+    assert utils.decode([START, 9, STOP, 10, STOP]) == "a"
+    assert utils.decode([START, 9, PAD, 10]) == "a"
+    assert utils.decode([9, 10]) == "ab"
 
 
 # ------------------------------------------------------------------------------------------- sound
@@ -81,6 +84,11 @@ def test_unreadable_sound_is_one_sentence(tmp_path, content, said):
         utils.read_audio(path)
 
 
+def test_a_clip_is_centred_band_by_band():
+    clip = torch.tensor([[1.0, 10.0], [3.0, 30.0], [5.0, 80.0]])
+    assert utils.centre(clip).tolist() == [[-2, -30], [0, -10], [2, 40]]
+
+
 # ------------------------------------------------------------------------------------------ corpus
 @pytest.mark.parametrize("mark, line_end", [("\ufeff", "\r\n"), ("", "\r")])
 def test_corpus_is_split_in_order_and_labelled(tmp_path, mark, line_end):
@@ -97,12 +105,45 @@ def test_corpus_is_split_in_order_and_labelled(tmp_path, mark, line_end):
 
 def test_the_hash_is_of_what_is_said_and_heard(tmp_path):
     root = write_corpus(tmp_path, 4)
-    before = utils.load_ljspeech(tmp_path)[1]["sha256"]
-    clip = root / "wavs" / "LJ001-0002.wav"
-    content = bytearray(clip.read_bytes())
-    content[-1] ^= 1
-    clip.write_bytes(content)
-    assert utils.load_ljspeech(tmp_path)[1]["sha256"] != before
+    table, wavs = root / "metadata.csv", root / "wavs"
+
+    def hash_now():
+        return utils.load_ljspeech(tmp_path)[1]["sha256"]
+
+    hashes = [hash_now()]
+    for clip in sorted(wavs.iterdir()):
+        content = bytearray(clip.read_bytes())
+        content[-1] ^= 1
+        clip.write_bytes(content)
+        hashes.append(hash_now())
+    for old, new in (("Text 3", "text 3"), ("yes", "no")):
+        table.write_text(table.read_text().replace(old, new))
+        hashes.append(hash_now())
+    table.write_text(table.read_text().replace("LJ001-0003", "LJ001-0009"))
+    (wavs / "LJ001-0003.wav").rename(wavs / "LJ001-0009.wav")
+    hashes.append(hash_now())
+    assert len(set(hashes)) == 1 + 4 + 2 + 1
+    os.utime(wavs / "LJ001-0000.wav", (0, 0))  # not of times
+    assert hash_now() == hashes[-1]
+
+
+def test_a_corpus_says_what_it_is(tmp_path):
+    root = write_corpus(tmp_path, 4)
+    (root / "README").write_text("The LJ Speech Dataset\n")
+    assert utils.load_ljspeech(tmp_path)[1]["source"] == "LJ Speech 1.1, 4 of 13,100 clips"
+    (root / "metadata.csv").write_text((root / "metadata.csv").read_text().replace("LJ0", "X"))
+    for clip in (root / "wavs").iterdir():
+        clip.rename(root / "wavs" / clip.name.replace("LJ0", "X"))
+    assert utils.load_ljspeech(tmp_path)[1]["source"] == "a corpus of 4 clips"
+
+
+def test_the_transcript_is_the_normalised_one_and_the_path_its_own(tmp_path):
+    root = write_corpus(tmp_path, 4)
+    splits, _ = utils.load_ljspeech(tmp_path)
+    clips = [*splits["train"], *splits["val"], *splits["test"]]
+    texts = ["aa, yes", "bbb, yes", "cccc, yes", "dd, yes"]
+    names = [f"LJ001-{i:04}" for i in range(4)]
+    assert clips == [(n, text, root / "wavs" / f"{n}.wav") for n, text in zip(names, texts)]
 
 
 def test_the_smallest_corpus_has_no_empty_split():
@@ -114,10 +155,18 @@ def clips_named(names):
     return [(name, "text", None) for name in names]
 
 
-def test_the_courses_split_of_the_full_corpus():
-    splits, how = utils.split_clips(clips_named([f"LJ0{i:05}" for i in range(13_100)]))
-    assert [len(splits[split]) for split in utils.SPLITS] == [9_825, 655, 2_620]
-    assert how.startswith("the course's: first 75 %")
+def ids(splits):
+    """The ids of every split: {split: [id]}."""
+    return {split: [name for name, _, _ in clips] for split, clips in splits.items()}
+
+
+@pytest.mark.parametrize("first", [0, 2_600])  # where the rows begin
+def test_the_courses_split_of_the_full_corpus(first):
+    names = [f"LJ0{i:05}" for i in range(13_100)]
+    splits, how = utils.split_clips(clips_named(names[first:] + names[:first]))
+    expected = {"train": names[:9_825], "val": names[9_825:10_480], "test": names[10_480:]}
+    assert ids(splits) == expected
+    assert how == "the course's: first 75 %, next 5 %, last 20 % of the clips, in order"
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the real LJ Speech metadata is not at hand")
@@ -128,15 +177,37 @@ def test_the_courses_split_begins_where_it_is_said_to():
     assert first == {"train": "LJ001-0001", "val": "LJ037-0213", "test": utils.FIRST_TEST_CLIP}
 
 
-def test_test_clips_of_a_part_stay_test():
-    """20 clips of the training part, 20 of the validation part, 3 of the test part."""
+@pytest.mark.parametrize("n_first", [0, 30])
+def test_test_clips_of_a_part_stay_test(n_first):
+    """20 clips of the training part, 20 of the validation part, 4 around the boundary."""
     names = [f"LJ{chapter:03}-{i:04}" for chapter in (1, 38) for i in range(20)]
-    names += ["LJ040-0046", "LJ040-0047", "LJ050-0278"]
-    splits, how = utils.split_clips(clips_named(names))
-    assert [name for name, _, _ in splits["test"]] == ["LJ040-0047", "LJ050-0278"]
-    assert [name for name, _, _ in splits["val"]] == ["LJ038-0019", "LJ040-0046"]
-    assert [name for name, _, _ in splits["train"]] == names[:39]
-    assert "the course's test part" in how
+    names += ["LJ040-0046", "LJ040-0047", "LJ040-0048", "LJ050-0278"]
+    splits, how = utils.split_clips(clips_named(names[n_first:] + names[:n_first]))
+    expected = {
+        "train": names[:39],
+        "val": ["LJ038-0019", "LJ040-0046"],
+        "test": ["LJ040-0047", "LJ040-0048", "LJ050-0278"],
+    }
+    assert ids(splits) == expected and "the course's test part" in how
+
+
+OTHERS = [f"X-{i}" for i in range(10)]
+
+
+@pytest.mark.parametrize(
+    "names, n_train, n_val",
+    [
+        (["LJ001-0001", "LJ001-0002", "LJ040-0047", "LJ040-0048"], 1, 1),  # as test there
+        (["LJ001-0001", "LJ040-0047", "LJ040-0048", "LJ040-0049"], 2, 1),  # hardly anything else
+        ([f"LJ001-{i:04}" for i in range(50)], 38, 2),  # no test clips
+        (OTHERS[::-1], 8, 1),  # in the order of its rows
+        ([*OTHERS[::-1], "LJ001-0001"], 8, 1),
+    ],
+)
+def test_corpora_that_are_no_usual_part(names, n_train, n_val):
+    splits, _ = utils.split_clips(clips_named(names))
+    expected = {"train": names[:n_train], "val": names[n_train:][:n_val]}
+    assert ids(splits) == {**expected, "test": names[n_train + n_val :]}
 
 
 @pytest.mark.parametrize(
@@ -199,20 +270,87 @@ def test_an_archive_that_is_cut_short_is_one_sentence(tmp_path):
 
 
 # ---------------------------------------------------------------------------- features and batches
+def assert_features_are_the_clips(splits, out):
+    """Those of every clip, computed one by one."""
+    features = utils.load_features(splits, out)
+    assert list(features) == list(splits)
+    for split, rows in splits.items():
+        for clip, (_, _, path) in zip(features[split], rows, strict=True):
+            assert clip.dtype == torch.float16
+            assert torch.equal(clip, utils.log_mel(utils.read_audio(path)).half())
+
+
 def test_features_are_cached_and_a_damaged_cache_is_made_again(tmp_path):
     write_corpus(tmp_path)
     splits, _ = utils.load_ljspeech(tmp_path)
-    first = utils.load_features(splits, tmp_path / "out")
+    assert_features_are_the_clips(splits, tmp_path / "out")
     (cache,) = (tmp_path / "out" / "features").iterdir()
     before = cache.stat().st_mtime_ns
-    again = utils.load_features(splits, tmp_path / "out")
+    assert_features_are_the_clips(splits, tmp_path / "out")
     assert cache.stat().st_mtime_ns == before
     cache.write_bytes(cache.read_bytes()[:1000])
-    repaired = utils.load_features(splits, tmp_path / "out")
-    for split in first:
-        assert len(first[split]) == len(splits[split])
-        for a, b, c in zip(first[split], again[split], repaired[split]):
-            assert torch.equal(a, b) and torch.equal(a, c) and a.dtype == torch.float16
+    assert_features_are_the_clips(splits, tmp_path / "out")
+
+
+def write_noise(path, seed, n_samples=6000, time=10**9):
+    """A clip of its own for every seed; of one time, as clips from an archive may be."""
+    noise = np.random.default_rng(seed).uniform(-1, 1, n_samples).cumsum() / 100
+    soundfile.write(path, noise, utils.SAMPLE_RATE)
+    os.utime(path, ns=(time, time))
+
+
+def another_of_the_same_size(splits):
+    """Its time may be an earlier one: that of a copy from elsewhere."""
+    write_noise(splits["train"][2][2], seed=99, time=10**9 - 1)
+
+
+def a_longer_one_of_the_same_time(splits):
+    write_noise(splits["test"][-1][2], seed=99, n_samples=7000)
+
+
+def two_in_another_order(splits):
+    splits["train"][1:3] = splits["train"][2:0:-1]
+
+
+def a_clip_in_another_split(splits):
+    splits["train"].append(splits["val"].pop(0))
+
+
+def the_code_is_edited(splits):
+    log_mel = utils.log_mel
+    utils.log_mel = lambda samples: log_mel(samples) / 2
+
+
+CACHE_CHANGES = (
+    another_of_the_same_size,
+    a_longer_one_of_the_same_time,
+    two_in_another_order,
+    a_clip_in_another_split,
+    the_code_is_edited,
+)
+
+
+@pytest.mark.parametrize("change", CACHE_CHANGES)
+def test_a_cache_of_other_clips_is_not_used(tmp_path, monkeypatch, change):
+    monkeypatch.setattr(utils, "log_mel", utils.log_mel)  # put back afterwards
+    paths = [tmp_path / f"{i}.wav" for i in range(7)]
+    for i, path in enumerate(paths):
+        write_noise(path, seed=i)
+    rows = [(path.stem, "text", path) for path in paths]
+    splits = {"train": rows[:3], "val": rows[3:5], "test": rows[5:]}
+    assert_features_are_the_clips(splits, tmp_path / "out")
+    change(splits)
+    assert_features_are_the_clips(splits, tmp_path / "out")
+
+
+def test_padding_has_the_value_that_is_asked_for():
+    features = [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0]])]
+    padded, lengths = utils.pad(features, -7.0)
+    assert padded.tolist() == [[[1, 2], [-7, -7]], [[3, 4], [5, 6]]]
+    assert lengths.tolist() == [1, 2]
+    padded, lengths = utils.pad([torch.tensor([START, 9, STOP]), torch.tensor([START])], PAD)
+    assert padded.tolist() == [[START, 9, STOP], [START, PAD, PAD]]
+    assert lengths.tolist() == [3, 1] and padded.dtype == torch.int64
 
 
 def test_batches_hold_every_clip_once_and_similar_lengths():
@@ -225,8 +363,41 @@ def test_batches_hold_every_clip_once_and_similar_lengths():
     assert [b.tolist() for b in utils.batches_by_length(lengths, 16)] != [
         b.tolist() for b in batches
     ]
-    ordered = torch.cat(utils.batches_by_length(lengths, 16, shuffle=False))
-    assert [lengths[i] for i in ordered] == sorted(lengths)
+
+
+def epochs_of_batches(lengths, batch_size, n_epochs=20):
+    torch.manual_seed(0)
+    return [
+        [
+            sorted(lengths[i] for i in batch)
+            for batch in utils.batches_by_length(lengths, batch_size)
+        ]
+        for _ in range(n_epochs)
+    ]
+
+
+def test_batches_come_in_an_order_that_is_new_every_epoch():
+    """Also the one that is not full: it holds the longest clip, and comes at any place."""
+    epochs = epochs_of_batches([100, 200, 300, 400, 500, 600, 700], 2)
+    assert {tuple(map(tuple, sorted(batches))) for batches in epochs} == {
+        ((100, 200), (300, 400), (500, 600), (700,))
+    }
+    for wanted in ([100, 200], [700]):
+        assert {batches.index(wanted) for batches in epochs} == {0, 1, 2, 3}
+
+
+def test_lengths_are_jittered_by_up_to_5_percent():
+    within = epochs_of_batches([100] * 8 + [104] * 8, 8)
+    beyond = epochs_of_batches([100] * 8 + [106] * 8, 8)
+    assert any(100 in batch and 104 in batch for batches in within for batch in batches)
+    assert not any(100 in batch and 106 in batch for batches in beyond for batch in batches)
+
+
+def test_unshuffled_batches_are_in_order_of_length_and_nothing_is_drawn():
+    before = torch.get_rng_state()
+    batches = utils.batches_by_length([5, 9, 5, 1, 9, 5, 1], 3, shuffle=False)
+    assert [batch.tolist() for batch in batches] == [[3, 6, 0], [2, 5, 1], [4]]
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 # ------------------------------------------------------------------------------ what people bring
@@ -257,9 +428,15 @@ def test_resampling_keeps_a_tone(tmp_path):
     time = np.arange(3 * rate) / rate
     soundfile.write(tmp_path / "tone.wav", 0.5 * np.sin(2 * np.pi * 440 * time), rate)
     samples = utils.read_audio(tmp_path / "tone.wav").numpy()
-    assert abs(len(samples) - 3 * utils.SAMPLE_RATE) <= 1
+    assert len(samples) == 3 * utils.SAMPLE_RATE and samples.dtype == np.float32
     expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(len(samples)) / utils.SAMPLE_RATE)
     np.testing.assert_allclose(samples[500:-500], expected[500:-500], atol=5e-3)
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050])
+def test_resampling_has_the_length_of_the_same_time(rate):
+    samples = torch.ones(2 * rate)
+    assert len(utils.resample(samples, rate, 22_050)) == 44_100
 
 
 @pytest.mark.parametrize("gain, taken", [(0.9, 0.95), (-1, 1), (0, 1)])

@@ -400,7 +400,7 @@ SAME_NUMBERS = {
 
 def test_every_flag_changes_what_it_says_and_nothing_else(oct_folder, monkeypatch):
     monkeypatch.chdir(oct_folder.parent)
-    monkeypatch.setattr(utils, "save_figure", Mock())
+    monkeypatch.setattr(q2, "plot_results", Mock())
     monkeypatch.setattr(runs, "processor_name", lambda: "a processor")
     shutil.copytree("data", "copy")
     call(*BASE.split())

@@ -443,7 +443,9 @@ def save_search(args, results, table, best):
     path = Path(args.out) / "results" / f"{search['run']}.json"
     if path.exists():
         before = runs.load_result(args.out, search["run"])
-        if (before["config"], before["data"]) != (search["config"], search["data"]):
+        flags = ("learning_rate", "seed", *NAMED_FLAGS)
+        has_same_flags = all(before["config"][f] == search["config"][f] for f in flags)
+        if not has_same_flags or before["data"]["sha256"] != search["data"]["sha256"]:
             runs.set_aside(path)
     runs.save_result(args.out, search)
 

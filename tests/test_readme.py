@@ -50,7 +50,7 @@ def test_a_script_takes_these_flags(command):
 
 
 def test_there_are_commands():
-    assert {"make run", "make test", "make demo", "make q3 ARGS=\"resume=1\""} <= set(commands())
+    assert {"make run", "make test", "make demo", 'make q3 ARGS="resume=1"'} <= set(commands())
 
 
 def test_every_flag_of_q1_and_q2_is_named():

@@ -193,12 +193,6 @@ def test_the_environment_is_that_of_this_process(monkeypatch):
     assert found["processor"].endswith(f", {runs.usable_cpus()} cores")
 
 
-def test_the_command_is_as_one_would_type_it(monkeypatch):
-    words = ["/usr/bin/python3.11", "-m", "tools.make", "-data", "my data"]
-    monkeypatch.setattr(sys, "orig_argv", words)
-    assert runs.command_line() == "python -m tools.make -data 'my data'"
-
-
 @pytest.mark.skipif(not shutil.which("git"), reason="there is no git here")
 def test_the_commit_says_when_files_were_edited_since(tmp_path, monkeypatch):
     def git(*words):

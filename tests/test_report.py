@@ -262,6 +262,42 @@ def test_placeholder_blocks_the_submission(project, old, new, word):
     assert not list(project.glob("*.zip"))
 
 
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        ('group = "G07"', "group = 42", "group must be text"),
+        ('members = ["Ada Lovelace, 1"]', 'members = "Ada"', "members must be a list of texts"),
+        ('members = ["Ada Lovelace, 1"]', "members = [1]", "members must be a list of texts"),
+        ('contributions = "Ada', 'contributions = ["Ada', "contributions must be text"),
+    ],
+)
+def test_an_entry_of_another_kind_is_one_sentence(project, old, new, said):
+    text = FILLED.replace(old, new)
+    if new.endswith('["Ada'):
+        text = text.rstrip() + "]\n"
+    (project / "report" / "group.toml").write_text(text)
+    with pytest.raises(UserError, match=said):
+        make("-out", project / "report")
+
+
+def test_a_name_beyond_the_reports_fonts_is_set_in_this_machines(project, capsys):
+    text = FILLED.replace("Ada Lovelace, 1", "李华 (1)")
+    (project / "report" / "group.toml").write_text(text, encoding="utf-8")
+    assert make_report.needs_other_fonts(make_report.read_group())
+    assert "lack 华 李: those of this machine are used" in capsys.readouterr().out
+    assert not make_report.needs_other_fonts({"members": ["Zoë Čapek, Αθηνά, Иван (1)"]})
+
+
+def test_a_missing_result_is_one_sentence_and_a_fault_in_code_a_traceback(results, monkeypatch):
+    fewer = make_report.Results(results)
+    del fewer["q1"]
+    with pytest.raises(UserError, match=r"there is no result q1\.json"):
+        make_report.compile_report(fewer, ROOT / "report")
+    monkeypatch.setattr(evidence, "q1_numbers", lambda results: {}["a name mistyped"])
+    with pytest.raises(KeyError):
+        make_report.compile_report(results, ROOT / "report")
+
+
 def test_the_committed_group_is_a_placeholder():
     group = tomllib.loads((ROOT / "report" / "group.toml").read_text())
     with pytest.raises(UserError, match="has not been filled in"):

@@ -18,6 +18,21 @@ import torch
 Q3 = runs.load_definitions(transcribe.NOTEBOOK, device="cpu")
 
 
+LARGEST = 600  # rows of letters in a picture: about 40 s of speech; browsers refuse far higher ones
+
+
+def that_fit(written):
+    """The first stretches (start, stop, text) with text that fit into one picture."""
+    fitting, n_rows = [], 0
+    for start, stop, text in written:
+        n_rows += len(text) + 8
+        if n_rows > LARGEST:
+            break
+        if text:
+            fitting.append((start, stop, text))
+    return fitting
+
+
 def picture(model, samples, written):
     """A map for each stretch of speech (start, stop, text), from the top: a row for each letter."""
     plt = utils.pyplot()
@@ -37,18 +52,21 @@ def picture(model, samples, written):
         axis.imshow(weights.sqrt(), extent=extent, aspect="auto", cmap="magma", vmin=0, vmax=1)
         axis.set_yticks(range(len(weights)), [*text.replace(" ", "␣"), "end"], fontsize=6)
         axis.set(xlabel="Time in the recording (s)", ylabel="Letter being written")
-    axes[0, 0].set_title("Where the decoder listened for each letter")
+    end = written[-1][1] / utils.SAMPLE_RATE
+    axes[0, 0].set_title(f"Where the decoder listened for each letter (up to {end:.0f} s)")
     plt.close(figure)
     return figure
 
 
 def write_down(model, path):
-    """The text of a recording, and where the decoder listened for each letter."""
-    samples = utils.read_audio(path)
+    """The text of a recording, and where the decoder listened, as far as it fits in a picture."""
+    samples = utils.read_audio(path, name="The recording")
     written = transcribe.transcribe_samples(model, samples)
-    if not written:
-        return "(nobody speaks in it)", None
-    return transcribe.text_of(written), picture(model, samples, written)
+    text = transcribe.text_of(written)
+    if not text:
+        return f"({transcribe.why_no_text(written)})", None
+    fitting = that_fit(written)
+    return text, picture(model, samples, fitting) if fitting else None
 
 
 def import_gradio():

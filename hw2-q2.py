@@ -37,7 +37,7 @@ class CNN(nn.Module):
     """The network of Q2.1 (max-pooling) and of Q2.2 (`no_maxpool`: strides in its place).
 
     Takes images (B, 784), (B, 28, 28) or (B, 1, 28, 28), uint8 or float in [0, 1]; returns
-    log-probabilities (B, n_classes).
+    log-probabilities (B, n_classes). ValueError for images of another shape.
     """
 
     def __init__(self, dropout_prob, no_maxpool=False, n_classes=4):
@@ -70,6 +70,10 @@ class CNN(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x):
+        if x.shape[1:] not in ((784,), (28, 28), (1, 28, 28)):
+            raise ValueError(
+                f"images must be (B, 1, 28, 28) or flat (B, 784), not {tuple(x.shape)}"
+            )
         if x.dtype == torch.uint8:  # scaled here: as floats the training split would fill 300 MB
             x = x.float() / 255
         x = x.reshape(-1, 1, 28, 28)
@@ -147,8 +151,10 @@ def predict(model, X):
 
 
 def evaluate(model, X, y):
-    """Accuracy in [0, 1] on X (N, 1, 28, 28), y (N,)."""
-    hits = predict(model, X).argmax(dim=1) == y
+    """Accuracy in [0, 1] on X (N, 1, 28, 28), y (N,) or, as MedMNIST has them, (N, 1)."""
+    if y.shape not in ((len(X),), (len(X), 1)):
+        raise ValueError(f"labels must be (N,) or (N, 1) for {len(X)} images, not {tuple(y.shape)}")
+    hits = predict(model, X).argmax(dim=1) == y.flatten()
     return hits.sum().item() / len(y)
 
 
@@ -161,7 +167,7 @@ def test_metrics(model, X, y):
     """
     log_probabilities = predict(model, X).cpu()  # (N, n_classes)
     predicted = log_probabilities.argmax(dim=1)
-    truth = y.cpu()
+    truth = y.cpu().flatten()
     n_classes = log_probabilities.shape[1]
     confusion = (truth * n_classes + predicted).bincount(minlength=n_classes**2)
     return {

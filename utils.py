@@ -317,41 +317,44 @@ def download_ljspeech(folder):
 
 
 # --------------------------------------------------------------------------------- sound, features
-def read_audio(path):
+def read_audio(path, name=None):
     """Read a sound file as mono float32 (n_samples,) in [-1, 1] at SAMPLE_RATE.
 
-    Other rates are resampled and several channels mixed. UserError for a file that is no sound,
-    is cut short, or holds less than one window.
+    Other rates are resampled and several channels mixed. UserError, which calls the file `name`,
+    for one that is no sound, is cut short, or holds less than one window.
     """
     import soundfile
 
     path = Path(path)
-    advice = "replace it, or remove its row in metadata.csv if it has one"
+    name = name or path
     with runs.file_errors(path), open(path, "rb") as file:
         is_cut = _is_cut_wav(file)
         try:
             channels, rate = soundfile.read(file, dtype="float32", always_2d=True)  # (n, channels)
         except soundfile.LibsndfileError as error:
-            raise UserError(f"{path} is no readable sound file; {advice}.") from error
+            advice = f"convert it, as with `ffmpeg -i {path.name} {path.stem}.wav`"
+            problem = "is no readable sound file (WAV, FLAC, OGG or MP3)"
+            raise UserError(f"{name} {problem}; {advice}.") from error
     if is_cut:
-        raise UserError(f"{path} is cut short: its header promises more sound; {advice}.")
+        problem = "is cut short: its header promises more sound"
+        raise UserError(f"{name} {problem}; copy or record it again.")
     if len(channels) * SAMPLE_RATE < N_FFT * rate:
-        raise UserError(f"{path} holds less sound than one window of 46 ms; {advice}.")
+        raise UserError(f"{name} holds less sound than one window of 46 ms; record it again.")
     if not np.isfinite(channels).all():
-        raise UserError(f"{path} holds samples that are no numbers; {advice}.")
+        raise UserError(f"{name} holds samples that are no numbers; record it again.")
     return resample(torch.from_numpy(mix(channels)), rate, SAMPLE_RATE)
 
 
 def mix(channels):
-    """One channel of several (n, channels): their mean where they agree, else the loudest.
+    """One channel of several (n, channels): their mean, after aligning their signs.
 
-    Where one is silent, or the inverse of another, the mean is much weaker than the loudest.
+    So two speakers, one on each side, are both heard; and a channel that is the inverse of another,
+    as a wrongly wired cable gives it, does not cancel it.
     """
-    mean = channels.mean(axis=1)  # (n,)
     power = np.square(channels).mean(axis=0)  # (channels,)
-    if np.square(mean).mean() > 0.5 * power.max():
-        return mean
-    return channels[:, power.argmax()]
+    loudest = channels[:, power.argmax()]  # (n,)
+    signs = np.where(loudest @ channels < 0, -1, 1)  # (channels,)
+    return channels @ (signs / len(signs)).astype(channels.dtype)  # (n,)
 
 
 def resample(samples, rate, new_rate):
@@ -366,15 +369,24 @@ def resample(samples, rate, new_rate):
 
 
 def _is_cut_wav(file):
-    """Whether an open RIFF file is shorter than its header says; leaves it at its beginning.
+    """Whether samples are missing from an open RIFF file; leaves it at its beginning.
 
-    Streams of unknown length promise 2 or 4 GB.
+    A header may promise a little more than there is, up to 4 KB, which is less than a window of
+    sound. Streams of unknown length promise 2 or 4 GB.
     """
-    header = file.read(8)
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    promised = int.from_bytes(header[4:8], "little")
-    return header[:4] == b"RIFF" and size < promised < 0x7FFF_F000
+    is_riff = file.read(12)[:4] == b"RIFF"
+    is_cut = False
+    while is_riff and len(header := file.read(8)) == 8:
+        length = int.from_bytes(header[4:], "little")
+        if header[:4] == b"data":
+            missing = file.tell() + length - size
+            is_cut = missing > 4096 and length < 0x7FFF_F000
+            break
+        file.seek(length + length % 2, os.SEEK_CUR)
+    file.seek(0)
+    return is_cut
 
 
 @functools.cache

@@ -117,6 +117,24 @@ def test_input_shapes_and_bytes_give_the_same_log_probabilities():
         torch.testing.assert_close(model(X.view(shape) / 255), output)
 
 
+@pytest.mark.parametrize("shape", [(5, 3, 28, 28), (5, 1, 224, 224), (28, 28), (5, 783)])
+def test_images_of_another_shape_are_refused(shape):
+    """Field case: 15 and 320 predictions for 5 images."""
+    for use in (q2.CNN(0.7), lambda X: q2.predict(q2.CNN(0.7), X)):
+        with pytest.raises(ValueError, match="images must be"):
+            use(torch.zeros(shape))
+
+
+def test_labels_as_medmnist_has_them_give_the_same_accuracy():
+    """Field case: (N, 1) gave an accuracy of 11."""
+    torch.manual_seed(0)
+    model, X, y = q2.CNN(0.7), torch.rand(40, 1, 28, 28), torch.randint(4, (40,))
+    assert q2.evaluate(model, X, y[:, None]) == q2.evaluate(model, X, y) <= 1
+    assert q2.test_metrics(model, X, y[:, None]) == q2.test_metrics(model, X, y)
+    with pytest.raises(ValueError, match=r"labels must be \(N,\) or \(N, 1\) for 40 images"):
+        q2.evaluate(model, X, y[:39])
+
+
 @BOTH
 def test_everything_lies_on_the_device(no_maxpool):
     """Torch's fake tensors on a fake GPU: a tensor left on the CPU raises."""

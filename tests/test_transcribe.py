@@ -1,5 +1,6 @@
 """transcribe.py: what people record is written down whole, and one line a file."""
 
+import demo
 import runs
 import transcribe
 import utils
@@ -50,7 +51,7 @@ def test_stretches_are_short_in_order_and_leave_nothing_out(spoken):
 @pytest.mark.parametrize("decibels", [-300, -30])
 def test_nobody_speaks(model, tmp_path, decibels):
     soundfile.write(tmp_path / "room.wav", room(5, decibels).numpy(), RATE)
-    assert transcribe.transcribe(model, tmp_path / "room.wav") == ""
+    assert transcribe.transcribe(model, tmp_path / "room.wav") == []
 
 
 def test_what_people_record_comes_out_whole(model, spoken, tmp_path):
@@ -62,7 +63,7 @@ def test_what_people_record_comes_out_whole(model, spoken, tmp_path):
     silence, noise = torch.zeros(12 * RATE), room(7, -40)
     samples = torch.cat([room(3, -40), first, silence, second, noise, first, room(2, -50)])
     soundfile.write(tmp_path / "a.wav", np.stack([samples, -samples], axis=1), RATE)
-    written = transcribe.transcribe(model, tmp_path / "a.wav")
+    written = transcribe.text_of(transcribe.transcribe(model, tmp_path / "a.wav"))
     assert Q3.damerau_levenshtein(" ".join([*texts, texts[0]]), written) > 0.85
 
 
@@ -73,7 +74,7 @@ def test_the_model_that_comes_with_the_clone_understands_real_clips(model):
     similarity = []
     for _, text, path in splits["test"][:4]:
         reference = utils.decode(utils.encode(text))
-        written = transcribe.transcribe(model, path)
+        written = transcribe.text_of(transcribe.transcribe(model, path))
         similarity.append(Q3.damerau_levenshtein(reference, written))
     assert np.mean(similarity) > 0.6
 
@@ -96,6 +97,54 @@ def test_one_line_for_each_file_in_order(tmp_path, spoken):
     assert process.returncode == 2
     assert "missing.wav: No such file" in problems
     assert "broken.wav is no readable sound file" in problems
+
+
+def test_two_speakers_one_on_each_side_are_both_heard(model, spoken, tmp_path):
+    """Field case: half of the sentences were missing, without a word."""
+    texts = [transcribe.write_down(model, samples) for samples in spoken]
+    first, second, silence = *spoken, torch.zeros(RATE)
+    left = torch.cat([first, silence, torch.zeros_like(second)])
+    right = torch.cat([torch.zeros_like(first), silence, second])
+    soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), RATE)
+    written = transcribe.text_of(transcribe.transcribe(model, tmp_path / "a.wav"))
+    assert Q3.damerau_levenshtein(" ".join(texts), written) > 0.9
+
+
+def test_a_model_that_writes_nothing_is_not_a_silent_room(
+    model, spoken, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(transcribe, "write_down", lambda *_: "")
+    soundfile.write(tmp_path / "a.wav", spoken[0].numpy(), RATE)
+    transcribe.main(transcribe.make_parser().parse_args([str(tmp_path / "a.wav")]))
+    assert capsys.readouterr().err.endswith("a.wav: the model wrote nothing.\n")
+
+
+def test_a_phones_memo_is_told_how_to_be_converted(tmp_path):
+    path = tmp_path / "memo.m4a"
+    path.write_bytes(b"\0\0\0 ftypM4A isom" + bytes(999))
+    with pytest.raises(runs.UserError, match=r"memo\.m4a is no .*`ffmpeg -i memo\.m4a memo\.wav`"):
+        transcribe.transcribe(None, path)
+
+
+# --------------------------------------------------------------------------------------- the page
+def test_the_page_gives_the_text_always_and_a_picture_that_fits(model, monkeypatch, tmp_path):
+    """Field case: of 90 seconds of speech neither came."""
+    second = RATE
+    written = [(10 * i * second, 9 * second + 10 * i * second, "a" * 120) for i in range(9)]
+    monkeypatch.setattr(transcribe, "transcribe_samples", lambda *_: written)
+    soundfile.write(tmp_path / "long.wav", np.zeros(90 * RATE, dtype=np.float32), RATE)
+    text, figure = demo.write_down(model, tmp_path / "long.wav")
+    assert text == " ".join(["a" * 120] * 9)
+    height = figure.get_figheight() * figure.dpi
+    assert len(figure.axes) == 4 and height < 16_383  # pixels, the most that WebP allows
+
+
+def test_the_page_says_what_is_wrong_with_a_recording(tmp_path):
+    """In its own words: neither a temporary path nor metadata.csv."""
+    (tmp_path / "memo.m4a").write_bytes(bytes(999))
+    with pytest.raises(runs.UserError, match=r"^The recording is no readable sound file") as told:
+        demo.write_down(None, tmp_path / "memo.m4a")
+    assert str(tmp_path) not in str(told.value) and "metadata" not in str(told.value)
 
 
 def test_a_model_of_another_vocabulary_is_searched_without_the_letters(monkeypatch, capsys):

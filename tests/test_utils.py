@@ -439,11 +439,29 @@ def test_resampling_has_the_length_of_the_same_time(rate):
     assert len(utils.resample(samples, rate, 22_050)) == 44_100
 
 
-@pytest.mark.parametrize("gain, taken", [(0.9, 0.95), (-1, 1), (0, 1)])
-def test_channels_that_agree_are_averaged_and_otherwise_the_loudest_is_taken(tmp_path, gain, taken):
+@pytest.mark.parametrize("gain, taken", [(0.9, 0.95), (-1, 1), (0, 0.5), (-0.5, 0.75)])
+def test_channels_are_averaged_after_aligning_their_signs(tmp_path, gain, taken):
     tone = 0.5 * np.sin(np.arange(44_100) / 20)
     for channels in (np.stack([tone, gain * tone], axis=1), np.stack([gain * tone, tone], axis=1)):
         soundfile.write(tmp_path / "stereo.wav", channels, utils.SAMPLE_RATE, subtype="FLOAT")
         samples = utils.read_audio(tmp_path / "stereo.wav").numpy()
         sign = np.sign(samples @ tone)
         np.testing.assert_allclose(sign * samples, taken * tone, atol=1e-5)
+
+
+@pytest.mark.parametrize("promised, is_read", [(8, True), (2_000, True), (20_000, False)])
+@pytest.mark.parametrize("place", ["RIFF", "data"])
+def test_a_header_may_promise_a_little_more(tmp_path, promised, is_read, place):
+    """Of the whole file any amount: what counts are the samples."""
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, np.sin(np.arange(44_100) / 20), utils.SAMPLE_RATE)
+    content = bytearray(path.read_bytes())
+    offset = {"RIFF": 4, "data": 40}[place]
+    length = int.from_bytes(content[offset : offset + 4], "little") + promised
+    content[offset : offset + 4] = length.to_bytes(4, "little")
+    path.write_bytes(content)
+    if is_read or place == "RIFF":
+        assert len(utils.read_audio(path)) == 44_100
+    else:
+        with pytest.raises(UserError, match="cut short"):
+            utils.read_audio(path)

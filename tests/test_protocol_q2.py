@@ -79,8 +79,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(q2, "COURSE_SUBSET", SUBSET)
     monkeypatch.setattr(runs, "side_by_side", in_turn)
     monkeypatch.setattr(utils, "save_figure", Mock())
-    monkeypatch.setattr(sys, "argv", ["hw2-q2.py", "-data", "my images"])
-    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    monkeypatch.setattr(sys, "orig_argv", ["python3.11", "hw2-q2.py", "-data", "my images"])
     return tmp_path
 
 
@@ -171,14 +170,10 @@ def four_moves(X, pixels):
 
 def plain_test(model, X, y):
     """The `test` entry of a results file."""
-    probabilities, guesses, truth = (
-        plain_probabilities(model, X),
-        plain_guesses(model, X),
-        y.tolist(),
-    )
+    truth = y.tolist()
     confusion = [[0] * 4 for _ in range(4)]
     hits_of_class = [[] for _ in range(4)]
-    for label, guess in zip(truth, guesses):
+    for label, guess in zip(truth, plain_guesses(model, X)):
         confusion[label][guess] += 1
         hits_of_class[label].append(label == guess)
     shifted = [plain_accuracy(model, X, y)]
@@ -188,7 +183,7 @@ def plain_test(model, X, y):
     in_subset = sum(sum(hits[:n]) for hits, n in zip(hits_of_class, SUBSET))
     return {
         "accuracy": sum(confusion[label][label] for label in range(4)) / len(y),
-        "auc": plain_auc(probabilities, truth),
+        "auc": plain_auc(plain_probabilities(model, X), truth),
         "accuracy_course_subset": in_subset / sum(SUBSET),
         "confusion": confusion,
         "accuracy_shifted": shifted,
@@ -307,6 +302,58 @@ def mean_and_deviation(values):
     return [mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))]
 
 
+def plain_table(groups):
+    """The table of a search, of {rate: results}."""
+    table = []
+    for rate, group in groups.items():
+        row = {"learning_rate": rate, "finished": 2, "diverged": 0}
+        row["val_accuracy"] = mean_and_deviation([r["epochs"][-1]["val_accuracy"] for r in group])
+        for key in ("accuracy", "auc", "accuracy_course_subset"):
+            row[key] = mean_and_deviation([result["test"][key] for result in group])
+        table.append(row)
+    return table
+
+
+def plain_probe():
+    """Three epochs on 24 random images, which prove later that the code is still the same."""
+    torch.manual_seed(0)
+    X = torch.randint(256, (24, 1, 28, 28), dtype=torch.uint8)
+    y = torch.arange(24) % 4
+    model = q2.CNN(DROPOUT)
+    optimizer = make_plain_optimizer(model, "sgd", 0.25)
+    return [plain_epoch(model, optimizer, X, y, batch_size=8) for _ in range(3)]
+
+
+def plain_search(folder, data, groups, best):
+    """What the results file of the search should hold."""
+    all_runs = [result for group in groups.values() for result in group]
+    kept = ("run", "config", "seed", "status", "parameters", "epochs", "test")
+    return {
+        "question": "q2",
+        "run": SEARCH,
+        "command": COMMAND,
+        "started": STARTED,
+        "config": make_config(folder, [1.0, 0.25, 0.001], [1, 7]),
+        "status": "finished",
+        "data": data,
+        "parameters": PARAMETERS,
+        "runs": [result["run"] for result in all_runs],
+        "table": plain_table(groups),
+        "chosen_by": "val_accuracy",
+        "best": best,
+        "probe": plain_probe(),
+        "rows": [{key: result[key] for key in kept} for result in all_runs],
+    }
+
+
+def assert_table_is_printed(table, said):
+    for row in table:
+        words = [f"{row['learning_rate']}", "2", "of", "2"]
+        for key in ("val_accuracy", "accuracy", "auc", "accuracy_course_subset"):
+            words += [f"{row[key][0]:.4f}", "±", f"{row[key][1]:.4f}"]
+        assert words in [line.split() for line in said.splitlines()]
+
+
 def curves(figure):
     """What is drawn: {label: (means, least, greatest)} for the losses and for the accuracies."""
     panels = []
@@ -314,7 +361,7 @@ def curves(figure):
         panel = {}
         for line, band in zip(axes.lines, axes.collections):
             epochs, means = line.get_data()
-            assert list(epochs) == list(range(1, EPOCHS + 1))
+            assert list(epochs) == list(range(1, len(means) + 1))
             corners = band.get_paths()[0].vertices
             at = [corners[corners[:, 0] == epoch, 1] for epoch in epochs]
             bounds = [min(y) for y in at], [max(y) for y in at]
@@ -336,87 +383,73 @@ def plain_curves(groups):
     return panels
 
 
+SEARCH = f"q2-search-lr1.0_0.25_0.001-seed1_7{ENDING}"
+
+
 def test_a_search_says_what_plain_loops_find_and_its_best_rate_is_trained(folder, capsys):
-    flags = ["-data", folder, "-out", folder / "out", *FLAGS, "-device", "cpu", "-seed", 7, 1]
+    out = folder / "out"
+    flags = ["-data", folder, "-out", out, *FLAGS, "-device", "cpu", "-seed", 7, 1]
     search_flags = [*flags, "-learning_rate", 0.001, 1.0, 0.25]
     best_flags = [*flags, "-learning_rate", "best", "-no_maxpool"]
-    search_name = "q2-search"
     splits, data = read_splits(folder)
 
     call(*search_flags)
     said = capsys.readouterr().out
-    found = results(folder / "out")
-    search = found.pop(search_name)
-    expected = {}  # {rate: its runs}, of the largest rate first
-    for rate in (1.0, 0.25, 0.001):
-        expected[rate] = []
+    found = results(out)
+    search = found.pop(SEARCH)
+    groups = {1.0: [], 0.25: [], 0.001: []}
+    for rate, group in groups.items():
         for seed in (1, 7):
             run = f"q2-maxpool-lr{rate}-seed{seed}{ENDING}"
             result, _ = plain_run(splits, data, make_config(folder, rate, seed), run=run)
             assert_result(found.pop(run), result)
-            expected[rate].append(result)
+            group.append(result)
     assert not found
 
-    table = []
-    for rate, group in expected.items():
-        row = {"learning_rate": rate, "finished": 2, "diverged": 0}
-        row["val_accuracy"] = mean_and_deviation([r["epochs"][-1]["val_accuracy"] for r in group])
-        for key in ("accuracy", "auc", "accuracy_course_subset"):
-            row[key] = mean_and_deviation([result["test"][key] for result in group])
-        table.append(row)
+    table = plain_table(groups)
     best = table[1]
-    assert best["val_accuracy"] == max(row["val_accuracy"] for row in table)
-    assert best["accuracy"] < max(row["accuracy"] for row in table)  # the test says another
-    all_runs = [result for group in expected.values() for result in group]
-    kept = ("run", "config", "seed", "status", "parameters", "epochs", "test")
-    assert_result(
-        search,
-        {
-            "question": "q2",
-            "run": search_name,
-            "command": COMMAND,
-            "started": STARTED,
-            "config": make_config(folder, [1.0, 0.25, 0.001], [1, 7]),
-            "status": "finished",
-            "data": data,
-            "parameters": PARAMETERS,
-            "runs": [result["run"] for result in all_runs],
-            "table": table,
-            "chosen_by": "val_accuracy",
-            "best": best,
-            "rows": [{key: result[key] for key in kept} for result in all_runs],
-        },
-    )
-    for row in table:
-        words = [f"{row['learning_rate']}", "2", "of", "2"]
-        for key in ("val_accuracy", "accuracy", "auc", "accuracy_course_subset"):
-            words += [f"{row[key][0]:.4f}", "±", f"{row[key][1]:.4f}"]
-        assert words in [line.split() for line in said.splitlines()]
+    assert best["val_accuracy"][0] == max(row["val_accuracy"][0] for row in table)
+    assert best["accuracy"][0] < max(row["accuracy"][0] for row in table)  # the test says another
+    assert_result(search, plain_search(folder, data, groups, best))
+    assert_table_is_printed(table, said)
     assert "best by validation accuracy: learning rate 0.25\n" in said
 
     call(*best_flags)
-    found = results(folder / "out", "q2-strided*")
+    found = results(out, "q2-strided*")
     strided = []
     for seed in (1, 7):
         run = f"q2-strided-lr0.25-seed{seed}{ENDING}"
         config = make_config(folder, 0.25, seed, no_maxpool=True)
-        facts = "rates 1.0, 0.25, 0.001; seeds 1, 7; spots; commit {}; started {}"
-        commit = (runs.git_commit() or "unknown")[:10]
-        of_search = f"q2-search ({facts.format(commit, STARTED)})"
-        result, _ = plain_run(splits, data, config, run=run, search=of_search)
+        search = f"{SEARCH} of {STARTED}"
+        result, _ = plain_run(splits, data, config, run=run, search=search)
         assert_result(found.pop(run), result)
         strided.append(result)
     assert not found
 
-    before = {path: path.read_bytes() for path in (folder / "out" / "results").iterdir()}
+    before = {path: path.read_bytes() for path in (out / "results").iterdir()}
     (folder / "octmnist.npz").unlink()  # drawing needs no data
     call(*search_flags, "-plot_only")
     call(*best_flags, "-plot_only")
-    assert {path: path.read_bytes() for path in (folder / "out" / "results").iterdir()} == before
-    rates = plain_curves({str(rate): group for rate, group in expected.items()})
-    networks = plain_curves({"max-pooling": expected[0.25], "strides": strided})
+    assert {path: path.read_bytes() for path in (out / "results").iterdir()} == before
+    rates = plain_curves({str(rate): group for rate, group in groups.items()})
+    networks = plain_curves({"max-pooling": groups[0.25], "strides": strided})
     wanted = [(f"CNN-rates{ENDING}", rates), (f"CNN-networks{ENDING}", networks)] * 2
     for drawn, (name, lines) in zip(utils.save_figure.call_args_list, wanted, strict=True):
         figure, *others = drawn.args
-        assert others == [str(folder / "out"), name, "spots"]
+        assert others == [str(out), name, "spots"]
         assert_same(curves(figure), lines)
+
+
+def test_a_band_holds_all_seeds_and_ends_where_the_first_diverged(monkeypatch):
+    monkeypatch.setattr(utils, "save_figure", Mock())
+    group = []
+    for losses in ([3, 2, 1], [4, 4], [9, 0, 5]):
+        epochs = [{"train_loss": loss, "val_accuracy": loss / 10} for loss in losses]
+        group.append({"epochs": epochs})
+    q2.plot({0.1: group}, "learning rate", "CNN-rates", "out", "spots")
+    ((figure, *_), _) = utils.save_figure.call_args
+    drawn = [[16 / 3, 2.0], [3.0, 0.0], [9.0, 4.0]]
+    as_accuracies = [[value / 10 for value in values] for values in drawn]
+    assert_same(curves(figure), [{"0.1": drawn}, {"0.1": as_accuracies}])
+    said = "learning rate; mean of 3 seeds, band: least to greatest"
+    assert figure.legends[0].get_title().get_text() == said

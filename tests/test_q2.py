@@ -173,6 +173,17 @@ def test_images_are_shifted_by_whole_pixels_in_four_directions(monkeypatch):
     assert (q2.shifted(X, 3, 0)[0, 0, -4:] == X[0, 0, -1]).all()  # the edge is repeated
 
 
+def test_evaluation_is_in_small_batches_without_gradients(monkeypatch):
+    monkeypatch.setattr(q2, "EVALUATION_BATCH", 4)
+    model = q2.CNN(0.7)
+    seen = []
+    model.register_forward_hook(
+        lambda _, images, output: seen.append((len(output), output.grad_fn))
+    )
+    q2.predict(model, torch.rand(10, 1, 28, 28))
+    assert seen == [(4, None), (4, None), (2, None)]
+
+
 class BrightestBand(nn.Module):
     """Guesses the class of oct_arrays by the height of the brightest band."""
 
@@ -184,7 +195,7 @@ class BrightestBand(nn.Module):
 def test_metrics_equal_medmnists_evaluator(tmp_path):
     """On 1,000 images, two batches, of which the later ones of each class are noise."""
     arrays = oct_arrays(n_test=1000)
-    arrays["test_images"][300:] = np.random.default_rng(0).integers(0, 256, (700, 28, 28))
+    arrays["test_images"][100:] = np.random.default_rng(0).integers(0, 256, (900, 28, 28))
     np.savez(tmp_path / "octmnist.npz", **arrays)
     splits, _ = utils.load_oct_data(tmp_path)
     X, y = splits["test"]
@@ -238,6 +249,26 @@ def test_a_lucky_run_does_not_win_for_a_rate_at_which_others_diverged():
     assert q2.best_row(table)["learning_rate"] == 0.1
     with pytest.raises(UserError, match=r"at every learning rate .*: 1\.0 \(4\); try smaller"):
         q2.best_row(q2.summarise(lucky))
+
+
+@pytest.mark.parametrize(
+    "rates, no_maxpool, is_of_search, name",
+    [
+        ([0.1, 0.01], False, False, "CNN-rates-epochs3"),
+        ([0.1, 0.01], True, False, "CNN-rates-strided-epochs3"),
+        ([0.1], False, False, "CNN-maxpool-lr0.1-epochs3"),
+        ([0.1], True, False, "CNN-strided-lr0.1-epochs3"),
+        ([0.1], True, True, "CNN-networks-epochs3"),
+    ],
+)
+def test_a_figure_is_named_for_what_it_shows(monkeypatch, rates, no_maxpool, is_of_search, name):
+    monkeypatch.setattr(q2, "plot", Mock())
+    config = vars(q2.make_parser().parse_args(["-epochs", "3"]))
+    rows = [
+        {"config": {**config, "learning_rate": rate, "no_maxpool": no_maxpool}} for rate in rates
+    ]
+    q2.plot_results(rows, {"rows": rows} if is_of_search else None, "out", "spots")
+    assert q2.plot.call_args.args[2:] == (name, "out", "spots")
 
 
 # --------------------------------------------------------------- searches, and what belongs to them

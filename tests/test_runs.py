@@ -30,6 +30,14 @@ def test_numbers_have_limits():
             parse(text)
 
 
+def test_a_seed_is_what_numpy_and_torch_take():
+    assert [runs.SEED(text) for text in ("0", "4294967295")] == [0, 2**32 - 1]
+    for text in ("-1", "4294967296", "best"):
+        with pytest.raises((argparse.ArgumentTypeError, ValueError)):
+            runs.SEED(text)
+    assert runs.number(float, or_word="best")("best") == "best"
+
+
 def write_notebook(folder, *cells):
     """A notebook of these (tag, source) cells; returns its path."""
     path = folder / "a.ipynb"
@@ -97,7 +105,9 @@ def draw():
 
 
 def test_a_seed_is_that_of_python_numpy_and_torch():
+    torch.backends.cudnn.deterministic = False
     runs.configure_seed(5)
+    assert torch.backends.cudnn.deterministic
     first = draw()
     assert all(a != b for a, b in zip(draw(), first))
     runs.configure_seed(6)
@@ -125,6 +135,11 @@ def test_a_file_is_whole_or_not_there(tmp_path):
         temporary.write_text("sec")
         1 / 0  # noqa: B018
     assert path.read_text() == "first" and list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_is_tried_and_left_as_it_was(tmp_path):
+    runs.check_writable(tmp_path / "out")
+    assert list((tmp_path / "out" / "results").iterdir()) == []
 
 
 def test_results_come_back_and_damaged_ones_are_one_sentence(tmp_path):

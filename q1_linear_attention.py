@@ -90,16 +90,15 @@ def in_float32(attention):
     """Decorator: the attention is computed in float32 at least, and Z has the dtype of V.
 
     A sum over a whole sequence needs all of these digits, so float16 and bfloat16 become float32
-    and autocast is off. Q, K, V and n_terms are checked.
+    and autocast is off. Q, K and V are checked.
     """
 
     @functools.wraps(attention)
-    def attention_in_float32(Q, K, V, n_terms=3, **options):
+    def attention_in_float32(Q, K, V, *args, **options):
         check_inputs(Q, K, V)
-        check_count("n_terms", n_terms)
         dtype = torch.promote_types(V.dtype, torch.float32)  # float64 stays float64
         with torch.autocast(V.device.type, enabled=False):
-            found = attention(Q.to(dtype), K.to(dtype), V.to(dtype), n_terms, **options)
+            found = attention(Q.to(dtype), K.to(dtype), V.to(dtype), *args, **options)
         if isinstance(found, tuple):  # of the causal one, whose state keeps its digits
             Z, state = found
             return Z.to(V.dtype), state
@@ -174,6 +173,7 @@ def linear_attention(Q, K, V, n_terms=3):
     the features, or those of 64 positions where there are many heads; with gradients autograd
     keeps all features, O(LM). Other `n_terms` take `linear_attention_by_features`, a slower form.
     """
+    check_count("n_terms", n_terms)
     if n_terms != 3:
         return linear_attention_by_features(Q, K, V, n_terms)
     D = Q.shape[-1]

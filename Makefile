@@ -63,7 +63,8 @@ speech: .venv/ready
 	@"$(PY)" -m tools.make_sample_data -out sample -only ljspeech
 
 q1: .venv/ready  ## Question 1
-	"$(PY)" q1_linear_attention.py -out "$(OUT)" $(SHORT) $(call flags,$(Q1))
+	"$(PY)" q1_linear_attention.py
+	"$(PY)" q1_measure.py -out "$(OUT)" $(SHORT) $(call flags,$(Q1))
 
 q2: RATES = $(or $(LEARNING_RATE),0.1 0.01 0.001)
 q2: BEST = $(if $(word 2,$(RATES)),best,$(RATES))# of one rate there is no search

@@ -238,7 +238,7 @@ def join(attend, Q, K, V, chunk):
     Without gradients each is put in its place at once, so that there is no second copy of Z.
     """
     pieces = map(attend, Q.split(chunk, dim=-2))
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (Q, K, V)):
+    if any(x.requires_grad for x in (Q, K, V)):
         return torch.cat(list(pieces), dim=-2)
     Z = V.new_empty(*Q.shape[:-1], V.shape[-1])
     for z, piece in zip(Z.split(chunk, dim=-2), pieces):

@@ -30,6 +30,7 @@ EXAMPLE_SCALES = (1, 6)  # largest |q·k| of the example whose weights are drawn
 SCALES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 24.0)  # largest |q·k| of an approximation
 IF_MEMORY_RUNS_OUT = "a smaller -max_memory or shorter -seq_lens"
 METHODS = ("linear", "softmax, fused", "softmax, plain")  # whose time and memory are measured
+MANY_HEADS, MANY_HEADS_UNTIL = 8, 8192  # the first two also with so many heads, up to this length
 
 
 # ------------------------------------------------------------- how good is the approximation? Q1.3
@@ -88,21 +89,24 @@ def error_bound(scores, V, n_terms):
 
 
 # ------------------------------------------------------------------------- is the time linear? Q1.4
-def compare_methods(D, args):
-    """Seconds and extra memory against the length: one curve, a dict, for each of METHODS."""
+def compare_methods(D, args, methods=METHODS, n_heads=1, longest=math.inf):
+    """Seconds and extra memory against the length: one curve, a dict, for each of the methods."""
     device = runs.pick_device(args.device)
-    curves = {method: empty_curve(method, D) for method in METHODS}
-    for L in tqdm(args.seq_lens, f"time and memory, D = {D}", leave=False, disable=runs.QUIET):
+    curves = {method: empty_curve(method, D, n_heads) for method in methods}
+    lengths = [L for L in args.seq_lens if L <= longest]
+    title = f"time and memory, D = {D}, heads: {n_heads}"
+    for L in tqdm(lengths, title, leave=False, disable=runs.QUIET):
         functions = {}
         for method, curve in curves.items():
-            gigabytes = gigabytes_needed(method, L, D, args.n_terms, device)
+            gigabytes = gigabytes_needed(method, L, D, args.n_terms, device, n_heads)
             if gigabytes <= args.max_memory:
                 functions[method] = attention_of(method, args.n_terms)
             else:
                 reason = f"needs about {gigabytes:.2g} GB, over -max_memory {args.max_memory:g}"
                 curve["skipped"].append({"seq_len": L, "reason": reason})
         if functions:
-            Q, K, V = torch.randn(3, 1, 1, L, D, device=device) * D**-0.25  # scores of variance 1
+            inputs = torch.randn(3, 1, n_heads, L, D, device=device)
+            Q, K, V = inputs * D**-0.25  # scores of variance 1
             add_point(curves, functions, Q, K, V)
     for curve in curves.values():
         lengths = curve["seq_lens"]
@@ -112,9 +116,9 @@ def compare_methods(D, args):
     return list(curves.values())
 
 
-def empty_curve(method, D):
+def empty_curve(method, D, n_heads):
     lists = ("seq_lens", "seconds", "fastest", "slowest", "peak_bytes", "skipped")
-    return {"method": method, "D": D, **{name: [] for name in lists}}
+    return {"method": method, "D": D, "heads": n_heads, **{name: [] for name in lists}}
 
 
 def add_point(curves, functions, Q, K, V):
@@ -169,17 +173,17 @@ def attention_of(method, n_terms):
     return q1.softmax_attention
 
 
-def gigabytes_needed(method, L, D, n_terms, device):
+def gigabytes_needed(method, L, D, n_terms, device, n_heads=1):
     """About how much memory a measurement takes, so that one that would not fit is skipped."""
     numbers = 4 * L * D  # Q, K, V and the output
     if method == "linear":  # blocks of features, the sums over keys, what is added to them
         M = q1.reduced_feature_dim(D, n_terms)
         block, n_blocks = (q1.BLOCK * D, 2) if n_terms == 3 else (M, 4)
-        features = max(q1.FEATURES_AT_ONCE[device.type], 64 * block)
+        features = max(q1.FEATURES_AT_ONCE[device.type] / n_heads, 64 * block)
         numbers += n_blocks * min(features, L * block) + 2 * M * D
     if method == "softmax, plain":  # the scores and the weights
         numbers += 2 * L**2
-    return 4e-9 * numbers
+    return 4e-9 * numbers * n_heads
 
 
 def log_slope(lengths, seconds):
@@ -204,7 +208,7 @@ def crossovers(curves, n_terms):
             continue
         gains = gains_by_length(exact, linear[D])
         longest = max(gains, default=None)
-        row = {"D": D, "against": exact["method"]}
+        row = {"D": D, "heads": exact["heads"], "against": exact["method"]}
         row["predicted"] = q1.reduced_feature_dim(D, n_terms)
         row["measured"] = crossover_length(gains)
         row["seq_len"] = longest
@@ -363,16 +367,22 @@ def print_summary(result):
         scales = f"{row['score_scale'][0]} ... {row['score_scale'][-1]:g}"
         print(f"K = {row['n_terms']}: error for scores up to {scales}: {'  '.join(texts)}")
     print_scaling(result["scaling"], result["crossover"])
+    print_scaling(result["many_heads"], result["many_heads_crossover"])
 
 
 def print_scaling(scaling, crossover):
     """The time of every method, what was skipped, and where linear attention wins."""
     for row in scaling:
-        print(f"D = {row['D']:3}  {row['method']:14}  {text_of_curve(row)}")
+        print(f"{text_of_head(row)}  {row['method']:14}  {text_of_curve(row)}")
         for skipped in row["skipped"]:
             print(f"    skipped: L = {skipped['seq_len']:,} {skipped['reason']}")
     for row in crossover:
-        print(f"D = {row['D']:3}  linear against {row['against']}: {text_of_crossover(row)}")
+        print(f"{text_of_head(row)}  linear against {row['against']}: {text_of_crossover(row)}")
+
+
+def text_of_head(row):
+    """Which and how many heads a curve was measured with."""
+    return f"{row['heads']} x D = {row['D']:3}"
 
 
 def text_of_curve(row):
@@ -446,6 +456,10 @@ def measure_all(args):
     for D in args.dims:
         result["scaling"] += compare_methods(D, args)
     result["crossover"] = crossovers(result["scaling"], args.n_terms)
+    D = max(args.dims)
+    curves = compare_methods(D, args, METHODS[:2], MANY_HEADS, MANY_HEADS_UNTIL)
+    result["many_heads"] = curves
+    result["many_heads_crossover"] = crossovers(curves, args.n_terms)
 
     result["status"] = "finished"
     result["seconds"] = timeit.default_timer() - started

@@ -72,7 +72,8 @@ def test_question_3_gets_its_settings_in_the_environment(tmp_path):
 def test_run_does_everything_in_order_and_makes_what_is_missing():
     lines = commands("run")
     scripts = [
-        "q1_linear_attention.py -out build/sample -seq_lens 256 512 1024 2048 4096",
+        "q1_linear_attention.py",
+        "q1_measure.py -out build/sample -seq_lens 256 512 1024 2048 4096",
         "-only octmnist",
     ]
     scripts += ["-learning_rate 0.1", "-learning_rate best", "-only ljspeech"]

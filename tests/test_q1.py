@@ -370,8 +370,8 @@ def test_the_bound_holds_and_is_not_idle(n_terms):
 )
 def test_crossover_in_words(seconds, text):
     lengths = [100, 200, 400]
-    linear = {"D": 4, "method": "linear", "seq_lens": lengths, "seconds": lengths}
-    exact = {"D": 4, "method": "softmax, fused", "seq_lens": lengths, "seconds": seconds}
+    linear = {"D": 4, "heads": 1, "method": "linear", "seq_lens": lengths, "seconds": lengths}
+    exact = {**linear, "method": "softmax, fused", "seconds": seconds}
     (row,) = q1_measure.crossovers([exact, linear], 3)
     assert q1_measure.text_of_crossover(row).startswith(text)
 
@@ -429,6 +429,8 @@ def test_script(tmp_path, monkeypatch):
     expected[2] = (4, "softmax, plain", [64, 128])
     expected[5] = (8, "softmax, plain", [64, 128])
     assert found == expected
+    found = [(row["D"], row["heads"], row["method"]) for row in result["many_heads"]]
+    assert found == [(8, 8, "linear"), (8, 8, "softmax, fused")]
     for row in result["scaling"]:
         assert row["slope_lengths"] == row["seq_lens"]
         for fastest, median, slowest in zip(row["fastest"], row["seconds"], row["slowest"]):

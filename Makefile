@@ -67,7 +67,8 @@ speech: .venv/ready
 	@"$(PY)" -m tools.make_sample_data -out sample -only ljspeech
 
 q1: .venv/ready  ## Question 1
-	"$(PY)" q1_linear_attention.py -out "$(OUT)" $(Q1_ARGS) $(ARGS)
+	"$(PY)" q1_linear_attention.py
+	"$(PY)" q1_measure.py -out "$(OUT)" $(Q1_ARGS) $(ARGS)
 
 q2: .venv/ready $(IMAGES)  ## Question 2: search three learning rates, then the strided network at the best
 	"$(PY)" hw2-q2.py -data "$(DATA)" -out "$(OUT)" -learning_rate 0.1 0.01 0.001 $(ARGS)

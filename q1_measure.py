@@ -1,5 +1,7 @@
-"""What Question 1 measures: whether the identities hold, how good the approximation is, and where
-linear attention is faster. `python q1_linear_attention.py` runs it.
+"""What Question 1 measures: how good linear attention's approximation is, and where it is faster.
+
+    python q1_measure.py                measures time, memory and error
+    python q1_measure.py -plot_only     figures and summary of saved numbers
 
 Saves OUT/results/q1.json and OUT/figures/q1-*.{pdf,png}. Seconds are medians over rounds in which
 the methods take turns, so that a busy moment of the machine hits all of them.
@@ -23,41 +25,12 @@ from tqdm import tqdm
 
 LENGTHS = [2**n for n in range(8, 17)]  # 256 to 65,536
 ROUNDS = 5
+SCORES = 4  # exp and its series are drawn for scores from -4 to 4
+EXAMPLE_SCALES = (1, 6)  # largest |q·k| of the example whose weights are drawn
 SCALES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 24.0)  # largest |q·k| of an approximation
+IF_MEMORY_RUNS_OUT = "a smaller -max_memory or shorter -seq_lens"
 METHODS = ("linear", "softmax, fused", "softmax, plain")  # whose time and memory are measured
-
-
-# -------------------------------------------------------------------- do the identities hold? Q1.2
-def identity_errors(D, n_terms):
-    """Largest errors of φ(q)ᵀφ(k) = series for 50 x 50 pairs, in float64.
-
-    Errors are relative to the size of the series' terms, |q||k| instead of qᵀk.
-    """
-    q, k = torch.randn(2, 50, D, dtype=torch.float64)
-    series = q1.taylor_exp(q @ k.T, n_terms)  # (50, 50)
-    norms = q.norm(dim=1)[:, None] * k.norm(dim=1)
-    size = q1.taylor_exp(norms, n_terms)
-
-    def error(feature_map):
-        products = feature_map(q, n_terms) @ feature_map(k, n_terms).T
-        return ((products - series) / size).abs().max().item()
-
-    return {
-        "D": D,
-        "n_terms": n_terms,
-        "full": error(q1.taylor_feature_map),
-        "reduced": error(q1.reduced_feature_map),
-    }
-
-
-def linear_vs_quadratic(Q, K, V):
-    """Largest difference between the linear and the quadratic order of products, Q1.4 and Q1.3."""
-    errors = {}
-    for name, dtype in (("float64", torch.float64), ("float32", torch.float32)):
-        q, k, v = Q.to(dtype), K.to(dtype), V.to(dtype)
-        linear = q1.linear_attention_chunked(q, k, v, chunk=32)
-        errors[name] = (linear - q1.taylor_attention(q, k, v)).abs().max().item()
-    return errors
+MANY_HEADS, MANY_HEADS_UNTIL = 8, 8192  # the first two also with so many heads, up to this length
 
 
 # ------------------------------------------------------------- how good is the approximation? Q1.3
@@ -81,10 +54,23 @@ def approximation(n_terms, Q, K, V):
 def approximation_error(Q, K, V, n_terms):
     """Largest difference between linear and exact attention, or None where linear refuses."""
     try:
-        approximate = q1.linear_attention_chunked(Q, K, V, n_terms)
+        approximate = q1.linear_attention(Q, K, V, n_terms)
     except ValueError:  # the weights of a row have no positive sum
         return None
     return (approximate - q1.softmax_attention(Q, K, V)).abs().max().item()
+
+
+def example_weights(Q, K):
+    """The weights of a few queries and keys, exact and of three terms, for each EXAMPLE_SCALES."""
+    rows = []
+    scores_up_to_1 = Q @ K.T / (Q @ K.T).abs().max()  # (L, L)
+    for scale in EXAMPLE_SCALES:
+        scores = scale * scores_up_to_1
+        taylor = q1.taylor_exp(scores)
+        taylor = taylor / taylor.sum(dim=-1, keepdim=True)
+        exact = scores.softmax(dim=-1)
+        rows.append({"score_scale": scale, "softmax": exact.tolist(), "taylor": taylor.tolist()})
+    return rows
 
 
 def error_bound(scores, V, n_terms):
@@ -103,21 +89,24 @@ def error_bound(scores, V, n_terms):
 
 
 # ------------------------------------------------------------------------- is the time linear? Q1.4
-def compare_methods(D, args):
-    """Seconds and extra memory against the length: one curve, a dict, for each of METHODS."""
+def compare_methods(D, args, methods=METHODS, n_heads=1, longest=math.inf):
+    """Seconds and extra memory against the length: one curve, a dict, for each of the methods."""
     device = runs.pick_device(args.device)
-    curves = {method: empty_curve(method, D) for method in METHODS}
-    for L in tqdm(args.seq_lens, f"time and memory, D = {D}", leave=False, disable=runs.QUIET):
+    curves = {method: empty_curve(method, D, n_heads) for method in methods}
+    lengths = [L for L in args.seq_lens if L <= longest]
+    title = f"time and memory, D = {D}, heads: {n_heads}"
+    for L in tqdm(lengths, title, leave=False, disable=runs.QUIET):
         functions = {}
         for method, curve in curves.items():
-            gigabytes = gigabytes_needed(method, L, D, args.n_terms, device)
+            gigabytes = gigabytes_needed(method, L, D, args.n_terms, device, n_heads)
             if gigabytes <= args.max_memory:
                 functions[method] = attention_of(method, args.n_terms)
             else:
                 reason = f"needs about {gigabytes:.2g} GB, over -max_memory {args.max_memory:g}"
                 curve["skipped"].append({"seq_len": L, "reason": reason})
         if functions:
-            Q, K, V = torch.randn(3, 1, 1, L, D, device=device) * D**-0.25  # scores of variance 1
+            inputs = torch.randn(3, 1, n_heads, L, D, device=device)
+            Q, K, V = inputs * D**-0.25  # scores of variance 1
             add_point(curves, functions, Q, K, V)
     for curve in curves.values():
         lengths = curve["seq_lens"]
@@ -127,9 +116,9 @@ def compare_methods(D, args):
     return list(curves.values())
 
 
-def empty_curve(method, D):
+def empty_curve(method, D, n_heads):
     lists = ("seq_lens", "seconds", "fastest", "slowest", "peak_bytes", "skipped")
-    return {"method": method, "D": D, **{name: [] for name in lists}}
+    return {"method": method, "D": D, "heads": n_heads, **{name: [] for name in lists}}
 
 
 def add_point(curves, functions, Q, K, V):
@@ -178,22 +167,23 @@ def peak_memory(function, *inputs):
 def attention_of(method, n_terms):
     """The function of (Q, K, V) that a name in METHODS stands for."""
     if method == "linear":
-        return functools.partial(q1.linear_attention_chunked, n_terms=n_terms)
+        return functools.partial(q1.linear_attention, n_terms=n_terms)
     if method == "softmax, fused":
         return functools.partial(F.scaled_dot_product_attention, scale=1.0)
     return q1.softmax_attention
 
 
-def gigabytes_needed(method, L, D, n_terms, device):
+def gigabytes_needed(method, L, D, n_terms, device, n_heads=1):
     """About how much memory a measurement takes, so that one that would not fit is skipped."""
     numbers = 4 * L * D  # Q, K, V and the output
-    if method == "linear":  # the features of a chunk, the sums over keys and what is added to them
+    if method == "linear":  # blocks of features, the sums over keys, what is added to them
         M = q1.reduced_feature_dim(D, n_terms)
-        features = max(q1.FEATURES_AT_ONCE[device.type], 64 * M)
-        numbers += min(features, L * M) + 2 * M * D
+        block, n_blocks = (q1.BLOCK * D, 2) if n_terms == 3 else (M, 4)
+        features = max(q1.FEATURES_AT_ONCE[device.type] / n_heads, 64 * block)
+        numbers += n_blocks * min(features, L * block) + 2 * M * D
     if method == "softmax, plain":  # the scores and the weights
         numbers += 2 * L**2
-    return 4e-9 * numbers
+    return 4e-9 * numbers * n_heads
 
 
 def log_slope(lengths, seconds):
@@ -218,7 +208,7 @@ def crossovers(curves, n_terms):
             continue
         gains = gains_by_length(exact, linear[D])
         longest = max(gains, default=None)
-        row = {"D": D, "against": exact["method"]}
+        row = {"D": D, "heads": exact["heads"], "against": exact["method"]}
         row["predicted"] = q1.reduced_feature_dim(D, n_terms)
         row["measured"] = crossover_length(gains)
         row["seq_len"] = longest
@@ -249,26 +239,66 @@ def crossover_length(gains):
 # ----------------------------------------------------------------------------------------- figures
 def draw(result, out):
     """All figures of a result, as `out`/figures/q1-*.{pdf,png}."""
+    draw_series(out)
+    draw_weights(result, out)
     draw_approximation(result, out)
     draw_seconds(result, out)
     draw_memory(result, out)
 
 
+def draw_series(out):
+    """exp and the first K terms of its series; a dot where these begin to be off by 10 %."""
+    figure, axes = utils.pyplot().subplots(figsize=utils.HALF_PAGE, layout="constrained")
+    t = torch.linspace(-SCORES, SCORES, 2001, dtype=torch.float64)
+    exact = t.exp()
+    axes.plot(t, exact, color="black", linewidth=2, label="exp(t)")
+    for n_terms in range(2, 7):
+        found = q1.taylor_exp(t, n_terms)
+        is_off = (found - exact).abs() > 0.1 * exact
+        ends = (is_off[1:] != is_off[:-1]).nonzero()[:, 0]
+        positive = found.where(found > 0, math.nan)  # what a logarithmic axis has
+        (line,) = axes.plot(t, positive, linewidth=1, label=f"K = {n_terms}")
+        axes.plot(t[ends], found[ends], "o", markersize=4, color=line.get_color())
+    axes.set_yscale("log")
+    axes.set(xlabel="Score t = q·k", ylim=(5e-3, 100))
+    axes.set_title("K terms; a dot where they are off by 10 %")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=7)
+    utils.save_figure(figure, out, "q1-series", "exp and the first terms of its series")
+
+
+def draw_weights(result, out):
+    """The weights of a small example as maps, exact and from three terms."""
+    plt = utils.pyplot()
+    width, height = utils.HALF_PAGE
+    figure, panels = plt.subplots(2, 2, figsize=(width, height + 0.8), layout="constrained")
+    for row, pair in zip(result["weights"], panels):
+        largest = max(map(max, row["softmax"]))
+        for axes, key, name in zip(pair, ("softmax", "taylor"), ("softmax", "3 terms")):
+            image = axes.imshow(row[key], vmin=0, vmax=largest, cmap="viridis")
+            axes.set_title(f"{name}, |q·k| up to {row['score_scale']}", fontsize=8)
+            axes.set(xticks=[], yticks=[])
+        figure.colorbar(image, ax=pair, shrink=0.9)
+    panels[1, 0].set(xlabel="Key", ylabel="Query")
+    utils.save_figure(figure, out, "q1-weights", result["data"]["source"])
+
+
 def draw_approximation(result, out):
-    """The error of linear attention against the size of the scores, and beside it the bound."""
-    figure, panels = utils.pyplot().subplots(
-        1, 2, figsize=(5.2, 1.8), sharey=True, layout="constrained"
-    )
-    for axes, key in zip(panels, ("error", "bound")):
-        for row in result["approximation"]:
-            label = f"K = {row['n_terms']}"
-            axes.plot(row["score_scale"], row[key], "o-", markersize=3, label=label)
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set(xlabel="Largest score |q·k|", title=key.capitalize())
-        axes.grid(alpha=0.3)
-    panels[0].set(ylabel="Largest difference", yticks=[1e-12, 1e-8, 1e-4, 1, 1e4])
-    panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    """The error of linear attention against the size of the scores, and the bound above it."""
+    plt = utils.pyplot()
+    figure, axes = plt.subplots(figsize=utils.HALF_PAGE, layout="constrained")
+    for row in result["approximation"]:
+        label = f"K = {row['n_terms']}"
+        (line,) = axes.plot(row["score_scale"], row["error"], "o-", markersize=3, label=label)
+        axes.plot(row["score_scale"], row["bound"], ":", color=line.get_color())
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set(xlabel="Largest score |q·k|", ylabel="Largest difference", ylim=(1e-5, 1e2))
+    axes.set_title("Error and bound; they end where refused")
+    axes.grid(alpha=0.3)
+    handles, _ = axes.get_legend_handles_labels()
+    handles.append(plt.Line2D([], [], color="gray", linestyle=":", label="bound"))
+    axes.legend(handles=handles, frameon=False, fontsize=7)
     utils.save_figure(figure, out, "q1-approximation", result["data"]["source"])
 
 
@@ -337,16 +367,22 @@ def print_summary(result):
         scales = f"{row['score_scale'][0]} ... {row['score_scale'][-1]:g}"
         print(f"K = {row['n_terms']}: error for scores up to {scales}: {'  '.join(texts)}")
     print_scaling(result["scaling"], result["crossover"])
+    print_scaling(result["many_heads"], result["many_heads_crossover"])
 
 
 def print_scaling(scaling, crossover):
     """The time of every method, what was skipped, and where linear attention wins."""
     for row in scaling:
-        print(f"D = {row['D']:3}  {row['method']:14}  {text_of_curve(row)}")
+        print(f"{text_of_head(row)}  {row['method']:14}  {text_of_curve(row)}")
         for skipped in row["skipped"]:
             print(f"    skipped: L = {skipped['seq_len']:,} {skipped['reason']}")
     for row in crossover:
-        print(f"D = {row['D']:3}  linear against {row['against']}: {text_of_crossover(row)}")
+        print(f"{text_of_head(row)}  linear against {row['against']}: {text_of_crossover(row)}")
+
+
+def text_of_head(row):
+    """Which and how many heads a curve was measured with."""
+    return f"{row['heads']} x D = {row['D']:3}"
 
 
 def text_of_curve(row):
@@ -379,12 +415,12 @@ def text_of_crossover(row):
 def make_parser():
     positive = runs.number(int, 1)
     gigabytes = runs.number(float, 0)
-    parser = runs.ArgumentParser(q1.__doc__)
+    parser = runs.ArgumentParser(__doc__)
     parser.flag("seq_lens", type=positive, nargs="+", default=LENGTHS, help="lengths L")
     parser.flag("dims", type=positive, nargs="+", default=[16, 32, 64], help="head sizes D")
     parser.flag("n_terms", type=int, choices=(1, 3, 5, 7), default=3, help="terms that are timed")
     parser.flag("max_memory", type=gigabytes, default=6.0, help="GB; what needs more is skipped")
-    parser.flag("out", default="build/sample", help="folder for results/ and figures/")
+    parser.flag("out", default="build/data", help="folder for results/ and figures/")
     parser.flag("seed", type=runs.SEED, default=42, help="of the random Q, K and V")
     parser.flag("device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     parser.flag("plot_only", action="store_true", help="draw the results in OUT, measure nothing")
@@ -408,17 +444,22 @@ def measure_all(args):
     runs.configure_seed(args.seed)
 
     cases = product((1, 2, 3, 7), range(1, 7))
-    result["identities"] = [identity_errors(D, n_terms) for D, n_terms in cases]
+    result["identities"] = [q1.identity_errors(D, n_terms) for D, n_terms in cases]
 
     Q, K, V = torch.randn(3, 111, 16, dtype=torch.float64)
     Q = Q / (Q @ K.T).abs().max()  # the largest score is 1
-    result["linear_vs_quadratic"] = linear_vs_quadratic(Q, K, V)
+    result["linear_vs_quadratic"] = q1.linear_vs_quadratic(Q, K, V)
+    result["weights"] = example_weights(Q[:12], K[:12])
     result["approximation"] = [approximation(n_terms, Q, K, V) for n_terms in range(2, 7)]
 
     result["scaling"] = []
     for D in args.dims:
         result["scaling"] += compare_methods(D, args)
     result["crossover"] = crossovers(result["scaling"], args.n_terms)
+    D = max(args.dims)
+    curves = compare_methods(D, args, METHODS[:2], MANY_HEADS, MANY_HEADS_UNTIL)
+    result["many_heads"] = curves
+    result["many_heads_crossover"] = crossovers(curves, args.n_terms)
 
     result["status"] = "finished"
     result["seconds"] = timeit.default_timer() - started
@@ -431,13 +472,12 @@ def main(args):
     runs.check_writable(args.out)
     if not args.plot_only:
         runs.save_result(args.out, measure_all(args))
-    command = f"`python q1_linear_attention.py -out {args.out}`"
+    command = f"`python q1_measure.py -out {args.out}`"
     result = runs.load_result(args.out, "q1", command)
     draw(result, args.out)
     print_summary(result)
     print(f"data: {result['data']['source']}; results and figures are in {args.out}/")
 
 
-def run():
-    """The command line of Question 1."""
-    runs.run_script(main, make_parser(), "a smaller -max_memory or shorter -seq_lens")
+if __name__ == "__main__":
+    runs.run_script(main, make_parser(), IF_MEMORY_RUNS_OUT)

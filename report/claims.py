@@ -96,6 +96,12 @@ def q1_4_it_overtakes_later_than_the_count_says(results):
 
 
 @claim
+def q1_4_with_many_heads_it_overtakes_too(results):
+    (row,) = results["q1"]["many_heads_crossover"]
+    return row["measured"] is not None and row["gain"] > 1
+
+
+@claim
 def q1_4_the_memory_of_linear_attention_stops_growing(results):
     q1 = results["q1"]
     peaks = [curve(q1, "linear", D)["peak_bytes"] for D in q1["config"]["dims"]]

@@ -169,6 +169,8 @@ def q1_numbers(results):
     errors = list(zip(three["score_scale"], three["error"]))
     even = [row for row in q1["approximation"] if row["n_terms"] % 2 == 0]
     crossings = [row for row in q1["crossover"] if row["against"] == "softmax, fused"]
+    (many_heads,) = q1["many_heads_crossover"]
+    near = within_a_tenth(3)
 
     def slopes(method):
         return listing(fitted_slope(curve(q1, method, D)) for D in dims)
@@ -181,6 +183,10 @@ def q1_numbers(results):
         "D": D,
         "L": f"{L:,}",
         "longest": f"{longest:,}",
+        "near_from": signed(min(near), 1),
+        "near_to": signed(max(near), 1),
+        "small_scores": q1["weights"][0]["score_scale"],
+        "large_scores": q1["weights"][1]["score_scale"],
         "n_identities": len({row["D"] for row in q1["identities"]}),
         "identity_error": power(max(max(r["full"], r["reduced"]) for r in q1["identities"])),
         "features_reduced": f"{reduced(D):,}",
@@ -210,7 +216,12 @@ def q1_numbers(results):
         "linear_longest": time_text(linear["seconds"][-1]),
         "crossings": listing(whole(row["measured"]) for row in crossings),
         "crossings_by_count": listing(whole(row["predicted"]) for row in crossings),
+        "many_heads": many_heads["heads"],
+        "many_heads_crossing": whole(many_heads["measured"]),
+        "many_heads_L": f"{many_heads['seq_len']:,}",
+        "many_heads_faster": f"{many_heads['gain']:.1f}",
         "linear_bytes": bytes_text(linear["peak_bytes"][-1]),
+        "state": f"{reduced(D) * (D + 1):,}",
         "rows": q1_rows(q1, L),
     }
 
@@ -247,6 +258,13 @@ def least_of_series(n_terms):
     """The least value of the exponential's series with an odd number of terms."""
     t = np.linspace(-5, 5, 100_001)
     return min(sum(t**n / math.factorial(n) for n in range(n_terms)))
+
+
+def within_a_tenth(n_terms):
+    """The scores t for which the series with so many terms is within 10 % of exp(t)."""
+    t = np.linspace(-3, 3, 60_001)
+    found = sum(t**n / math.factorial(n) for n in range(n_terms))
+    return t[np.abs(found - np.exp(t)) <= 0.1 * np.exp(t)]
 
 
 def reduced(D):
@@ -926,8 +944,8 @@ def readme_rows(results):
     rows = [
         [
             "Q1",
-            f"linear attention {q1['faster']} times as fast as fused softmax attention "
-            f"(D = {q1['D']}, L = {q1['L']})",
+            f"`linear_attention` {q1['faster']} times as fast as fused softmax attention "
+            f"(one head, D = {q1['D']}, L = {q1['L']})",
             "random numbers",
         ]
     ]

@@ -1,13 +1,15 @@
-"""How fast Q1's linear attention is: ratios against plain reference code, in turn in one run.
+"""How fast Q1's linear attention is: every function in turn in one run, on four shapes.
 
-    python tests/bench_q1.py        some seconds
+    python tests/bench_q1.py        about a minute
 
-Prints the machine, then for D = 64, K = 3 and float32 how many times as fast it is as the
-straightforward linear attention (below) and as torch's fused exact attention, each with its aim:
-medians over rounds, with the smallest and the largest behind them.
+Prints the machine and, for each shape, the milliseconds of `linear_attention` (three terms,
+float32), of torch's fused exact attention, of the formula as written, and of the matrix products
+alone, which none can do without; and how many times linear_attention's the first two are, with the
+aim. Medians over rounds, with the smallest and the largest. A busy machine shows: every function is
+many small steps of two threads, which wait for each other.
 """
 
-import math
+import functools
 import statistics
 import sys
 from pathlib import Path
@@ -20,33 +22,35 @@ import runs
 import torch
 import torch.nn.functional as F
 
-D = 64
-L = 16384
 ROUNDS = 9
-AIMS = {"straightforward": 4, "fused exact attention": 2.4}  # at least
+SHAPES = {  # heads, L, D: aims, at least so many times as long as linear_attention
+    (1, 16384, 64): {"fused": 4, "as written": 5},
+    (1, 16384, 32): {"fused": 10, "as written": 5},
+    (1, 16384, 16): {"fused": 25, "as written": 5},
+    (8, 4096, 64): {"fused": 1.1, "as written": 5},
+}
+CHUNK = 512  # positions whose features are in the cache when they are multiplied
 
 
-def straightforward(Q, K, V):
-    """The reference: the formula as written, all features of all positions at once.
-
-    Q, K, V: (L, D). Independent of the module; the feature map is that of
-    lucidrains/taylor-series-linear-attention.
-    """
-
-    def phi(x):
-        x0 = torch.ones_like(x[:, :1])
-        x1 = x
-        x2 = torch.einsum("li,lj->lij", x, x).flatten(1) / math.sqrt(2)
-        return torch.cat([x0, x1, x2], dim=1)  # (L, 1 + D + D²)
-
-    phi_q, phi_k = phi(Q), phi(K)
-    normaliser = phi_q @ phi_k.sum(dim=0)  # (L,)
-    return phi_q @ (phi_k.T @ V) / normaliser[:, None]
+def products_alone(features, sums, V):
+    """Every matrix product of linear attention, of features and sums that are there already."""
+    for _ in range(V.shape[-2] // CHUNK):
+        features @ V[..., :CHUNK, :]
+        last = features.mT @ sums
+    return last
 
 
-def fused(Q, K, V):
-    """Exact attention by torch's fused kernel."""
-    return F.scaled_dot_product_attention(Q[None, None], K[None, None], V[None, None], scale=1.0)
+def functions(Q, K, V):
+    """{name: function without arguments}, on inputs (1, heads, L, D)."""
+    M = q1.reduced_feature_dim(Q.shape[-1])
+    features = torch.randn(*Q.shape[:-2], M, CHUNK)
+    sums = torch.randn(*Q.shape[:-2], M, Q.shape[-1])
+    return {
+        "linear_attention": functools.partial(q1.linear_attention, Q, K, V),
+        "fused": functools.partial(F.scaled_dot_product_attention, Q, K, V, scale=1.0),
+        "as written": functools.partial(q1.linear_attention_as_written, Q, K, V),
+        "products alone": functools.partial(products_alone, features, sums, V),
+    }
 
 
 def spread(values, form):
@@ -60,23 +64,19 @@ def main():
     runs.configure_seed(42)
     machine = runs.environment()
     name = f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}"
-    print(f"{name}; L = {L:,}, D = {D}, K = 3, float32, {ROUNDS} rounds")
-
-    Q, K, V = torch.randn(3, L, D) * D**-0.25
-    calls = {
-        "linear_attention_chunked": lambda: q1.linear_attention_chunked(Q, K, V),
-        "straightforward": lambda: straightforward(Q, K, V),
-        "fused exact attention": lambda: fused(Q, K, V),
-    }
-    seconds = q1_measure.time_in_turn(calls, ROUNDS + 1)
-    seconds = {name: times[1:] for name, times in seconds.items()}  # the first one allocates
-    for name, times in seconds.items():
-        print(f"  {name}: {spread([1e3 * t for t in times], '.0f')} ms")
-    print("linear_attention_chunked is so many times as fast as")
-    for name, aim in AIMS.items():
-        pairs = zip(seconds[name], seconds["linear_attention_chunked"])  # round by round
-        ratios = [slow / fast for slow, fast in pairs]
-        print(f"  {name}: {spread(ratios, '.2f')}   (aim: at least {aim})")
+    print(f"{name}; K = 3, float32, {ROUNDS} rounds")
+    for (n_heads, L, D), aims in SHAPES.items():
+        calls = functions(*torch.randn(3, 1, n_heads, L, D) * D**-0.25)
+        seconds = q1_measure.time_in_turn(calls, ROUNDS + 1)
+        seconds = {name: times[1:] for name, times in seconds.items()}  # the first one allocates
+        print(f"\nheads: {n_heads}, L = {L:,}, D = {D}")
+        for name, times in seconds.items():
+            line = f"  {name:18}{spread([1e3 * t for t in times], '.1f') + ' ms':32}"
+            if name in aims:
+                pairs = zip(times, seconds["linear_attention"])  # round by round
+                ratios = spread([slow / fast for slow, fast in pairs], ".1f")
+                line += f"{ratios} times linear_attention's (aim: at least {aims[name]})"
+            print(line)
 
 
 if __name__ == "__main__":

@@ -3,19 +3,29 @@
 import doctest
 import json
 import math
+import re
 
 import q1_linear_attention as q1
 import q1_measure
+import runs
 from conftest import run_script
 from runs import UserError
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-LINEAR = [q1.taylor_attention, q1.linear_attention, q1.linear_attention_chunked]
-APPROXIMATE = [*LINEAR, q1.causal_linear_attention]
+
+def causal(*inputs, **options):
+    """The causal attention's Z, without its state."""
+    Z, _ = q1.causal_linear_attention(*inputs, **options)
+    return Z
+
+
+LINEAR = [q1.taylor_attention, q1.linear_attention_as_written, q1.linear_attention]
+APPROXIMATE = [*LINEAR, causal]
 ATTENTIONS = [q1.softmax_attention, *APPROXIMATE]
 
 
@@ -90,34 +100,119 @@ def test_features_multiply_to_the_series(feature_map, n_features, D, n_terms):
 # --------------------------------------------------------------------------------------- attention
 @pytest.mark.parametrize("L", [1, 63, 111])
 @pytest.mark.parametrize("n_terms", [1, 2, 3, 5])
-def test_linear_equals_quadratic_for_every_chunk(L, n_terms):
+def test_linear_equals_quadratic_for_every_chunk(L, n_terms, monkeypatch):
     Q, K, V = normal(3, L, 4, scale=0.3)
     expected = quadratic(Q, K, V, n_terms)
-    assert_close(q1.taylor_attention(Q, K, V, n_terms), expected)
-    assert_close(q1.linear_attention(Q, K, V, n_terms), expected)
-    for chunk in {1, 2, 32, L // 2 + 1, max(L - 1, 1), L, L + 1, None}:
-        found = q1.linear_attention_chunked(Q, K, V, n_terms, chunk)
+    for attention in LINEAR:
+        assert_close(attention(Q, K, V, n_terms), expected)
+    for chunk in {1, 2, 32, L // 2 + 1, max(L - 1, 1), L, L + 1}:
+        monkeypatch.setattr(q1, "chunk_length", lambda *_, chunk=chunk: chunk)
+        found = q1.linear_attention(Q, K, V, n_terms)
         assert_close(found, expected, message=f"chunk {chunk}")
+
+
+@pytest.mark.parametrize("D", [1, 7, 8, 9, 16, 19])
+def test_pairs_in_blocks_are_the_square(D):
+    """Heads of any size: the last block of coordinates may be shorter than the others."""
+    q, k = normal(2, 2, 5, D)
+    blocks = zip(q1.pair_products(q), q1.pair_products(k), q1.pair_weights(q))
+    found = sum(qq.mT @ (c * kk) for qq, kk, c in blocks)
+    assert_close(found, (q @ k.mT) ** 2 / 2)
+    V = normal(2, 5, 3)
+    assert_close(q1.linear_attention(q, k, V), quadratic(q, k, V))
+
+
+@pytest.mark.parametrize("n_terms", [3, 5])
+def test_gradients_are_those_of_the_formula(n_terms, monkeypatch):
+    """Field case: the fast one ended in torch's errors about `out=` and views."""
+    monkeypatch.setattr(q1, "chunk_length", lambda *_: 4)
+    wanted = [x.requires_grad_() for x in normal(3, 2, 11, 9, scale=0.3).unbind()]
+    expected = torch.autograd.grad(quadratic(*wanted, n_terms).square().sum(), wanted)
+    for attention in (q1.linear_attention, q1.linear_attention_as_written):
+        found = torch.autograd.grad(attention(*wanted, n_terms).square().sum(), wanted)
+        for one, other in zip(found, expected):
+            assert_close(one, other)
+    for i in range(3):  # each alone
+        inputs = [x.detach() for x in wanted]
+        inputs[i] = wanted[i]
+        loss = q1.linear_attention(*inputs, n_terms).square().sum()
+        assert_close(torch.autograd.grad(loss, inputs[i])[0], expected[i])
+
+
+def causal_with_state(*inputs):
+    Z, (sum_kv, sum_k) = q1.causal_linear_attention(*inputs)
+    return Z, sum_kv, sum_k
+
+
+@pytest.mark.parametrize("attention", [q1.linear_attention, causal_with_state])
+def test_gradients_are_those_of_finite_differences(attention, monkeypatch):
+    monkeypatch.setattr(q1, "chunk_length", lambda *_: 2)
+    monkeypatch.setattr(q1, "CAUSAL_CHUNK", 2)
+    inputs = [x.requires_grad_() for x in normal(3, 5, 3).unbind()]
+    assert torch.autograd.gradcheck(attention, inputs)
+
+
+def test_numpy_integers_are_taken():
+    """Field case: "must be a whole number", of np.int64(3)."""
+    Q, K, V = normal(3, 6, 3)
+    for attention in APPROXIMATE:
+        assert_close(attention(Q, K, V, np.int64(3)), attention(Q, K, V, 3))
+        assert_close(attention(Q, K, V, np.int64(5)), attention(Q, K, V, 5))
 
 
 @pytest.mark.parametrize("L", [1, 63])
-@pytest.mark.parametrize("n_terms", [1, 3])
-def test_causal_equals_masked_quadratic_for_every_chunk(L, n_terms):
-    Q, K, V = normal(3, 2, L, 4)
+@pytest.mark.parametrize("n_terms", [1, 3, 4])
+def test_causal_equals_masked_quadratic_for_every_chunk(L, n_terms, monkeypatch):
+    Q, K, V = normal(3, 2, L, 4, scale=0.3)
     expected = quadratic(Q, K, V, n_terms, causal=True)
-    for chunk in (1, 2, 32, L, L + 1, None):
-        found = q1.causal_linear_attention(Q, K, V, n_terms, chunk)
-        assert_close(found, expected, message=f"chunk {chunk}")
+    for chunk in (1, 2, 32, L, L + 1):
+        monkeypatch.setattr(q1, "CAUSAL_CHUNK", chunk)
+        assert_close(causal(Q, K, V, n_terms), expected, message=f"chunk {chunk}")
 
 
-@pytest.mark.parametrize("chunk", [16, None])
-def test_causal_rows_are_right_before_one_very_long_key(chunk):
+@pytest.mark.parametrize("sizes", [[300], [1, 299], [128, 128, 44], [7, 200, 93], [1] * 300])
+@pytest.mark.parametrize("n_terms", [1, 3, 5])
+def test_causal_goes_on_from_its_state(sizes, n_terms):
+    """The whole, pieces of it and token by token: the same Z, and the same state at the end."""
+    Q, K, V = normal(3, 2, 300, 4, scale=0.3)
+    expected = quadratic(Q, K, V, n_terms, causal=True)
+    _, whole = q1.causal_linear_attention(Q, K, V, n_terms)
+    pieces, state = [], None
+    for q, k, v in zip(*(x.split(sizes, dim=-2) for x in (Q, K, V))):
+        z, state = q1.causal_linear_attention(q, k, v, n_terms, state)
+        pieces.append(z)
+    assert_close(torch.cat(pieces, dim=-2), expected)
+    for one, other in zip(state, whole):
+        assert_close(one, other)
+    M = q1.reduced_feature_dim(4, n_terms)
+    assert [x.shape for x in state] == [(2, M, 4), (2, M, 1)]  # however long the past
+
+
+def test_the_state_of_bfloat16_keeps_its_digits():
+    """2,000 tokens of value 1, one by one: bfloat16 would stop counting at 256."""
+    Q, K, V = torch.zeros(3, 2000, 2, dtype=torch.bfloat16)
+    state = None
+    for q, k, v in zip(*(x.split(1) for x in (Q, K, V + 1))):
+        z, state = q1.causal_linear_attention(q, k, v, state=state)
+    assert z.dtype == torch.bfloat16 and state[1][0] == 2000
+
+
+def test_a_state_of_something_else_is_refused():
+    Q, K, V = normal(3, 2, 6, 3)
+    _, state = q1.causal_linear_attention(Q, K, V)
+    for inputs, n_terms in (((Q, K, V), 5), ((Q[0], K[0], V[0]), 3), ((Q, K, V[..., :2]), 3)):
+        with pytest.raises(ValueError, match="the state is of other sizes or another n_terms"):
+            q1.causal_linear_attention(*inputs, n_terms, state)
+
+
+@pytest.mark.parametrize("chunk", [16, 128])
+def test_causal_rows_are_right_before_one_very_long_key(chunk, monkeypatch):
     """Field case: refused, for what a key of the future might have done to the rounding."""
+    monkeypatch.setattr(q1, "CAUSAL_CHUNK", chunk)
     Q, K, V = normal(3, 64, 8, dtype=torch.float32)
     K[-1] *= 30_000
-    found = q1.causal_linear_attention(Q, K, V, 3, chunk)
     expected = quadratic(Q.double(), K.double(), V.double(), causal=True)
-    assert_close(found.double(), expected, atol=1e-5)
+    assert_close(causal(Q, K, V).double(), expected, atol=1e-5)
 
 
 def test_batches_cross_attention_and_other_value_sizes():
@@ -127,7 +222,6 @@ def test_batches_cross_attention_and_other_value_sizes():
     for attention in LINEAR:
         assert_close(attention(Q, K, V), expected)
         assert_close(attention(*heads).transpose(0, 1), expected)
-    assert_close(q1.linear_attention_chunked(Q, K, V, chunk=5), expected)
 
 
 def test_softmax_attention_is_torchs_without_scaling():
@@ -150,14 +244,32 @@ def test_half_precision_is_accumulated_in_float32(dtype, attention):
 
 
 # ------------------------------------------------------------------------------- memory and device
-def test_extra_memory_does_not_grow_with_the_length():
-    """One buffer for the features of a chunk, used again."""
+@pytest.mark.parametrize("n_terms, n_features, n_blocks", [(3, 8 * 16, 2), (4, 969, 4)])
+def test_extra_memory_does_not_grow_with_the_length(n_terms, n_features, n_blocks, monkeypatch):
+    """A few blocks of features at a time, and no second copy of the output."""
+    monkeypatch.setitem(q1.FEATURES_AT_ONCE, "cpu", 256 * n_features)
     peaks = []
     for L in (2048, 8192):
-        Q, K, V = normal(3, 1, L, 16, dtype=torch.float32)
-        peaks.append(q1_measure.peak_memory(q1.linear_attention_chunked, Q, K, V, 3, 256))
-    features = 4 * 256 * q1.reduced_feature_dim(16)
-    assert features < peaks[0] == peaks[1] < 1.5 * features
+        Q, K, V = normal(3, 1, L, 16, dtype=torch.float32, scale=0.1)
+        peaks.append(q1_measure.peak_memory(q1.linear_attention, Q, K, V, n_terms))
+    features = 4 * 256 * n_features
+    assert features < peaks[0] == peaks[1] < (n_blocks + 0.8) * features
+
+
+def test_extra_memory_does_not_grow_with_the_number_of_heads(monkeypatch):
+    """The chunks get shorter instead: the sums over keys grow, the features do not."""
+    monkeypatch.setitem(q1.FEATURES_AT_ONCE, "cpu", 2**17)
+    peaks = {}
+    for n_heads in (1, 2, 8):  # 1,024, 512 and 128 positions
+        Q, K, V = normal(3, n_heads, 2048, 16, dtype=torch.float32, scale=0.1)
+        sums = 4 * n_heads * 2 * q1.reduced_feature_dim(16) * 16
+        peaks[n_heads] = q1_measure.peak_memory(q1.linear_attention, Q, K, V) - sums
+    assert max(peaks.values()) < 2.2 * 4 * 2**17
+
+
+def test_a_chunk_is_never_shorter_than_64():
+    """With very many heads products of fewer rows would take several times as long."""
+    assert q1.chunk_length(torch.zeros(10_000, 5, 64), 512) == 64
 
 
 def test_measured_memory_is_what_was_allocated():
@@ -179,7 +291,13 @@ def test_every_tensor_is_made_on_the_device_of_the_inputs(attention, monkeypatch
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize(
     "q, k, v",
-    [((0, 4), (0, 4), (0, 4)), ((5, 4), (5, 3), (5, 4)), ((2, 5, 4), (1, 5, 4), (1, 5, 4))],
+    [
+        ((0, 4), (0, 4), (0, 4)),
+        ((5, 4), (5, 3), (5, 4)),
+        ((2, 5, 4), (1, 5, 4), (1, 5, 4)),
+        ((5, 4), (6, 4), (5, 4)),  # as many keys as values
+        ((5, 4), (1, 4), (5, 4)),
+    ],
 )
 def test_shapes_that_do_not_fit_are_refused(attention, q, k, v):
     with pytest.raises(ValueError, match=r"must be \(\.\.\., T, D\)"):
@@ -207,9 +325,6 @@ def test_what_is_no_count_is_refused(count):
     for attention in APPROXIMATE:
         with pytest.raises(ValueError, match="n_terms must be a whole number, at least 1; got"):
             attention(Q, K, V, count)
-    for attention in (q1.linear_attention_chunked, q1.causal_linear_attention):
-        with pytest.raises(ValueError, match="chunk must be a whole number, at least 1; got"):
-            attention(Q, K, V, 3, count)
 
 
 @pytest.mark.parametrize("attention", APPROXIMATE)
@@ -255,8 +370,8 @@ def test_the_bound_holds_and_is_not_idle(n_terms):
 )
 def test_crossover_in_words(seconds, text):
     lengths = [100, 200, 400]
-    linear = {"D": 4, "method": "linear", "seq_lens": lengths, "seconds": lengths}
-    exact = {"D": 4, "method": "softmax, fused", "seq_lens": lengths, "seconds": seconds}
+    linear = {"D": 4, "heads": 1, "method": "linear", "seq_lens": lengths, "seconds": lengths}
+    exact = {**linear, "method": "softmax, fused", "seconds": seconds}
     (row,) = q1_measure.crossovers([exact, linear], 3)
     assert q1_measure.text_of_crossover(row).startswith(text)
 
@@ -275,7 +390,24 @@ def test_memory_counts_the_inputs(method):
     assert needed >= 4 * 4 * 64 * 1e7 / 1e9
 
 
-# ------------------------------------------------------------------------------------- the command
+# ------------------------------------------------------------------------------------ the commands
+def test_the_formulas_check_themselves():
+    """Every identity with its error, and what is fast; no files, no flags."""
+    process = run_script("q1_linear_attention.py")
+    assert process.returncode == 0, process.stderr
+    errors = [float(number) for number in re.findall(r" (\de-\d\d)$", process.stdout, re.M)]
+    assert len(errors) == 6 and max(errors[:5]) < 1e-12 and errors[5] < 1e-5
+    assert "M = 273" in process.stdout and "fused kernel" in process.stdout
+
+
+def test_a_wrong_formula_does_not_pass_its_check(monkeypatch):
+    monkeypatch.setattr(q1, "causal_linear_attention", lambda *x, state=None: (x[2], state))
+    q1.main()
+    monkeypatch.setattr(q1, "linear_attention", q1.softmax_attention)
+    with pytest.raises(AssertionError, match="linear_attention = the quadratic order"):
+        q1.main()
+
+
 def parse(*flags):
     return q1_measure.make_parser().parse_args(flags)
 
@@ -297,17 +429,19 @@ def test_script(tmp_path, monkeypatch):
     expected[2] = (4, "softmax, plain", [64, 128])
     expected[5] = (8, "softmax, plain", [64, 128])
     assert found == expected
+    found = [(row["D"], row["heads"], row["method"]) for row in result["many_heads"]]
+    assert found == [(8, 8, "linear"), (8, 8, "softmax, fused")]
     for row in result["scaling"]:
         assert row["slope_lengths"] == row["seq_lens"]
         for fastest, median, slowest in zip(row["fastest"], row["seconds"], row["slowest"]):
             assert 0 < fastest <= median <= slowest
 
-    process = run_script("q1_linear_attention.py", "-plot_only", "-out", tmp_path)
+    process = run_script("q1_measure.py", "-plot_only", "-out", tmp_path)
     assert process.returncode == 0, process.stderr
     assert "skipped: L = 256 needs about 0.00054 GB, over -max_memory 0.0005" in process.stdout
     assert "data: random normal Q, K, V (synthetic)" in process.stdout
     figures = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    names = ("approximation", "memory", "seconds")
+    names = ("approximation", "memory", "seconds", "series", "weights")
     assert figures == [f"q1-{name}.{suffix}" for name in names for suffix in ("pdf", "png")]
     assert path.read_text() == saved
 
@@ -341,7 +475,7 @@ def test_memory_that_runs_out_ends_in_one_sentence(tmp_path, monkeypatch, capsys
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64 GiB")
 
     monkeypatch.setattr(q1_measure, "measure_all", out_of_memory)
-    monkeypatch.setattr("sys.argv", ["q1_linear_attention.py", "-out", str(tmp_path)])
+    monkeypatch.setattr("sys.argv", ["q1_measure.py", "-out", str(tmp_path)])
     with pytest.raises(SystemExit) as end:
-        q1_measure.run()
+        runs.run_script(q1_measure.main, q1_measure.make_parser(), q1_measure.IF_MEMORY_RUNS_OUT)
     assert end.value.code == 2 and "smaller -max_memory" in capsys.readouterr().err

@@ -309,7 +309,7 @@ def search_is_missing(flags, monkeypatch):
 
 
 def data_are_others(flags, monkeypatch):
-    np.savez(flags[1] / "octmnist.npz", source="other images", **oct_arrays(seed=1))
+    np.savez(flags[1] / "octmnist.npz", source="synthetic test images", **oct_arrays(seed=1))
 
 
 OTHER_FLAGS = {
@@ -563,6 +563,17 @@ def test_the_official_file_is_known_by_its_checksum_and_another_says_what_it_is(
     assert utils.load_oct_data(tmp_path)[1]["source"] == "drawings"
     monkeypatch.setattr(utils, "OCTMNIST_MD5", hashlib.md5(path.read_bytes()).hexdigest())
     assert utils.load_oct_data(tmp_path)[1]["source"] == "OCTMNIST"
+
+
+@pytest.mark.parametrize("key", ["train_labels", "val_images", "test_images", "test_labels"])
+def test_the_hash_is_of_every_image_and_label(tmp_path, key):
+    found = set()
+    for change in (0, 1):
+        arrays = oct_arrays()
+        arrays[key][-1] = 3 - change
+        np.savez(tmp_path / "octmnist.npz", **arrays)
+        found.add(utils.load_oct_data(tmp_path)[1]["sha256"])
+    assert len(found) == 2
 
 
 def test_damage_is_seen_wherever_it_is(oct_folder):

@@ -66,6 +66,7 @@ def slaney_filters():
 def test_log_mel_equals_its_definition_in_numpy():
     rng = np.random.default_rng(0)
     samples = rng.normal(size=5000).astype(np.float32) * np.linspace(0, 1, 5000, dtype=np.float32)
+    samples[:1500] = 0  # silence, which is 8 decades below the loudest moment of the clip
     padded = np.pad(samples, 512, mode="reflect")
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(1024) / 1024)
     frames = np.stack([padded[i : i + 1024] * window for i in range(0, 5001, 256)])

@@ -59,6 +59,7 @@ def test_model_scores_and_card(tmp_path, checkpoint, monkeypatch):
     result = runs.load_result(tmp_path / "out", "q3-model")
     low, high = result["test"]["beam"]["interval"]
     assert low <= result["test"]["beam"]["damerau_levenshtein"] <= high
+    assert result["test"]["greedy"]["n"] == result["test"]["beam"]["n"] == 2  # of the test split
     counts = [scores["n"] for scores in result["recordings"].values()]
     assert counts == [2, 1, 2, 1]  # two clips; both in one recording; by telephone; one of Joe's
     assert [row[0] for row in evidence.model_rows(result)][-1] == "Joe, a tone"

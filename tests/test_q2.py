@@ -479,10 +479,12 @@ SAME_NUMBERS = {
 }
 
 
-def test_every_flag_changes_what_it_says_and_nothing_else(oct_folder, monkeypatch):
-    monkeypatch.chdir(oct_folder.parent)
+def test_every_flag_changes_what_it_says_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    np.savez("data/octmnist.npz", **oct_arrays(24, 12, 12))
     monkeypatch.setattr(q2, "plot_results", Mock())
-    monkeypatch.setattr(runs, "processor_name", lambda: "a processor")
+    monkeypatch.setattr(runs, "git_commit", lambda: "a commit")  # asked every time
     shutil.copytree("data", "copy")
     call(*BASE.split())
     (base,) = results(Path("out")).values()

@@ -77,7 +77,6 @@ def test_damaged_file_is_reported_and_kept(mirror, tmp_path):
 
 
 def test_root_that_is_a_file_is_not_the_connections_fault(mirror, tmp_path):
-    """`runs.run_script` makes a sentence of it that names the folder."""
     (tmp_path / "data").touch()
-    with pytest.raises(FileExistsError, match="data"):
+    with pytest.raises(UserError, match=r"data: File exists; check that path"):
         download(tmp_path / "data", f"{mirror}/whole")

@@ -283,6 +283,9 @@ def test_resumed_training_equals_uninterrupted(tmp_path, monkeypatch):
     assert numbers(resumed) == numbers(result) and resumed["resumed"][0]["after_epoch"] == 2
     for a, b in zip(model.parameters(), resumed_model.parameters()):
         assert torch.equal(a, b)
+    _, again = train(cut, "transformer")  # complete by now: nothing is trained, and it is told
+    assert [part["after_epoch"] for part in again["resumed"]] == [2, 3]
+    assert numbers(again) == numbers(result)
 
 
 def edited_notebook(folder, *edits):
@@ -558,6 +561,20 @@ def test_an_edited_decoder_trains_decodes_and_is_recorded(
     clip, text = space.corpus.features["test"][0], space.corpus.tokens["test"][0]
     space.plot_attention({"read again": read}, clip, text, "map", "test tones")
     check_search(space, read, is_cached)
+
+
+def test_slow_motion_writes_what_evaluation_writes(tmp_path):
+    """Letter by letter, on the features that the model was trained with."""
+    space = sharp_space(tmp_path, "transformer", [])
+    model, _ = train(space, "transformer")
+    for split in space.corpus.rows:
+        written = texts_by_the_decoder_itself(space, model, split)
+        for clip, text in zip(space.corpus.features[split], written, strict=True):
+            steps = space.slow_motion(model, clip, 17)
+            last, likeliest, weights = steps[-1]
+            final = last + likeliest[0][0]
+            assert final.removeprefix("<").removesuffix(">") == text
+            assert weights.sum().item() == pytest.approx(1, abs=1e-5)
 
 
 @torch.inference_mode()

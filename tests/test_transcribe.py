@@ -1,5 +1,6 @@
 """transcribe.py: what people record is written down whole, and one line a file."""
 
+import decoding
 import demo
 import runs
 import transcribe
@@ -46,6 +47,26 @@ def test_stretches_are_short_in_order_and_leave_nothing_out(spoken):
     ends = [0, *(b for _, b in stretches)]
     starts = [*(a for a, _ in stretches), len(samples)]
     assert all(0 <= start - end < 0.5 * RATE for end, start in zip(ends, starts))
+
+
+def test_a_margin_of_sound_stays_around_each_stretch(spoken, monkeypatch):
+    """So much more than without it, on both sides."""
+    samples = torch.cat([torch.zeros(2 * RATE), spoken[0], torch.zeros(2 * RATE)])
+    ((start, stop),) = transcribe.stretches_of_speech(samples)
+    monkeypatch.setattr(transcribe, "MARGIN", 0.0)
+    ((first, last),) = transcribe.stretches_of_speech(samples)
+    for margin in (first - start, stop - last):
+        assert margin / RATE == pytest.approx(0.15, abs=0.02)
+
+
+def test_the_letters_have_a_vote_only_where_they_are_asked(model, spoken, monkeypatch):
+    heard = []
+    monkeypatch.setattr(
+        decoding, "beam_search", lambda *_, letters, **__: heard.append(letters) or [9]
+    )
+    for with_letters in (True, False):
+        transcribe.transcribe_samples(model, spoken[0], with_letters=with_letters)
+    assert heard[0] is transcribe.letter_model() and heard[-1] is None
 
 
 @pytest.mark.parametrize("decibels", [-300, -30])

@@ -567,6 +567,7 @@ def test_slow_motion_writes_what_evaluation_writes(tmp_path):
     """Letter by letter, on the features that the model was trained with."""
     space = sharp_space(tmp_path, "transformer", [])
     model, _ = train(space, "transformer")
+    model.requires_grad_(False)
     for split in space.corpus.rows:
         written = texts_by_the_decoder_itself(space, model, split)
         for clip, text in zip(space.corpus.features[split], written, strict=True):
@@ -575,6 +576,11 @@ def test_slow_motion_writes_what_evaluation_writes(tmp_path):
             final = last + likeliest[0][0]
             assert final.removeprefix("<").removesuffix(">") == text
             assert weights.sum().item() == pytest.approx(1, abs=1e-5)
+            z, mask = model.encoder(utils.centre(clip.float())[None], torch.tensor([len(clip)]))
+            logits = model.decoder(torch.tensor([[START]]), z, mask)[0, -1]
+            logits[[START, PAD]] = -math.inf
+            expected = logits.softmax(dim=-1).topk(3).values.tolist()
+            assert [p for _, p in steps[0][1]] == pytest.approx(expected, rel=1e-5)
 
 
 @torch.inference_mode()

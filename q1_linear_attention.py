@@ -1,6 +1,6 @@
 """Question 1: attention in time linear in the sequence length, from the Taylor series of exp.
 
-    python q1_linear_attention.py       checks every identity below and prints its rounding error
+    python q1_linear_attention.py       checks the identities below and prints their rounding errors
     python q1_measure.py                measures time, memory and error, and draws the figures
 
 The file answers in the order of the question: exact attention (Q1.1), the feature map φ with its M
@@ -12,7 +12,7 @@ goes on from a state of fixed size.
 Letters: L length of the sequence, D size of a head, M number of features, n_terms the K of the
 question; "..." stands for any leading sizes, such as (batch, heads). Every attention takes Q, K
 and V, each (..., L, D), and gives Z (..., L, D). All but the causal one also take more or fewer
-queries than keys, and all of them values of another size.
+queries than keys, T and S in place of L, and all of them values of another size, E in place of D.
 
 An example by hand: qᵀk = 0.3·0.5 - 0.2·0.1 = 0.13, and 1 + 0.13 + 0.13²/2 = 1.13845.
 
@@ -80,7 +80,10 @@ def taylor_feature_map(x, n_terms=3):
 
 
 def feature_dim(D, n_terms=3):
-    """Q1.2: M = 1 + D + D² for three terms, 1 + D + ... + D^(K-1) = (D^K - 1)/(D - 1) for K."""
+    """Q1.2: M = 1 + D + D² for three terms, 1 + D + ... + D^(K-1) for K.
+
+    That is (D^K - 1)/(D - 1), or K where D = 1.
+    """
     check_count("n_terms", n_terms)
     return sum(D**n for n in range(n_terms))
 
@@ -109,7 +112,10 @@ def in_float32(attention):
 
 @in_float32
 def taylor_attention(Q, K, V, n_terms=3):
-    """Q1.3: Z ≈ D⁻¹ Φ(Q)Φ(K)ᵀ V with D = Diag(Φ(Q)Φ(K)ᵀ 1), not the head size.
+    """Q1.3: Z ≈ D⁻¹ Φ(Q)Φ(K)ᵀ V with D = Diag(Φ(Q)Φ(K)ᵀ 1).
+
+    softmax divides each row of exp(QKᵀ) by its sum; so does this, with Φ(Q)Φ(K)ᵀ in place of
+    exp(QKᵀ). (D is this matrix here, as in the question, and not the size of a head.)
 
     Products are taken from the left, (Φ(Q)Φ(K)ᵀ)V: O(L²M) time, O(L² + LM) memory.
     """
@@ -133,7 +139,8 @@ def linear_attention_as_written(Q, K, V, n_terms=3):
     O(LD³). This one is to be read; to use, there is `linear_attention` below.
 
     Rounding: the features of long q and k cancel in φ(q)ᵀφ(k), which is wrong by up to about
-    ε (|q||k|)^(K-1)/(K-1)!, with ε = 6e-8 in float32; for three terms it is at least 1/2.
+    ε (|q||k|)^(K-1)/(K-1)!, with ε = 6e-8 in float32. For three terms φ(q)ᵀφ(k) itself is at least
+    1/2.
     """
     phi_Q = taylor_feature_map(Q, n_terms)  # (..., L, M): LM products, LM numbers to keep
     phi_K = taylor_feature_map(K, n_terms)  # (..., L, M): the same
@@ -161,13 +168,14 @@ BLOCK = 8  # coordinates whose products with all later ones are made at once
 def linear_attention(Q, K, V, n_terms=3):
     """Q1.4: the Z of `linear_attention_as_written`, several times as fast and in less memory.
 
-    Three terms, sums over all keys, with w_s the weight of key s and S the number of keys:
+    Three terms, sums over all S keys, with w_s = 1 + qᵀk_s + (qᵀk_s)²/2 the weight of key s:
 
         Σ w_s v_s = Σ v_s + qᵀ(Σ k_s v_sᵀ) + Σ_i Σ_j≥i c_ij q_i q_j (Σ k_si k_sj v_s)
         Σ w_s     = S + qᵀ(Σ k_s) + qᵀ(Σ k_s k_sᵀ)q / 2
 
     with c_ij = 1, and 1/2 for squares. So only the products x_i x_j are features that have to be
-    made, each pair once instead of twice, and the sum of the weights needs no features at all.
+    made, nearly all of them once instead of twice (see `pair_products`), and the sum of the weights
+    needs no features at all.
 
     O(LMD) time. Without gradients, the extra memory is O(MD) for the sums and FEATURES_AT_ONCE for
     the features, or those of 64 positions where there are many heads; with gradients autograd
@@ -177,24 +185,24 @@ def linear_attention(Q, K, V, n_terms=3):
     if n_terms != 3:
         return linear_attention_by_features(Q, K, V, n_terms)
     D = Q.shape[-1]
-    chunk = chunk_length(Q, min(BLOCK, D) * D)
+    chunk = chunk_length(Q, min(BLOCK, D) * D)  # the features of the largest block
 
     # the sums over keys
     sum_v = V.sum(dim=-2, keepdim=True)  # (..., 1, D)
     sum_k = K.sum(dim=-2)[..., None]  # (..., D, 1)
     sum_kv = K.mT @ V  # (..., D, D)
     sum_kk = K.mT @ K  # (..., D, D)
-    sum_kkv = [0] * len(range(0, D, BLOCK))  # of the pairs, block by block: (..., m, D)
+    of_pairs = [0] * len(range(0, D, BLOCK))  # block by block: (..., m, D)
     for k, v in zip(K.split(chunk, dim=-2), V.split(chunk, dim=-2)):
-        sum_kkv = [total + kk @ v for total, kk in zip(sum_kkv, pair_products(k))]
-    sum_kkv = [c * total for c, total in zip(pair_weights(Q), sum_kkv)]
+        of_pairs = [total + kk @ v for total, kk in zip(of_pairs, pair_products(k))]
+    sum_kkv = [c * total for c, total in zip(pair_weights(Q), of_pairs)]  # weighted by c_ij
 
     def attend(q):
         normaliser = K.shape[-2] + q @ sum_k + (q @ sum_kk * q).sum(dim=-1, keepdim=True) / 2
         check_normaliser(normaliser, n_terms)
         values = sum_v + q @ sum_kv
         for qq, total in zip(pair_products(q), sum_kkv):
-            values = values + qq.mT @ total
+            values = values + qq.mT @ total  # (..., chunk, m) @ (..., m, D)
         return values / normaliser  # (..., chunk, D)
 
     return join(attend, Q, K, V, chunk)
@@ -306,8 +314,8 @@ def check_normaliser(normaliser, n_terms):
 def reduced_feature_map(x, n_terms=3):
     """φ with every monomial once (x_1 x_2 = x_2 x_1): the same φ(q)ᵀφ(k) from fewer features.
 
-    By the multinomial theorem (qᵀk)ⁿ/n! = Σ q^α k^α / α!, α of degree n, where
-    x^α = Π x_i^α_i and α! = Π α_i!; so the features are x^α / √α!.
+    By the multinomial theorem (qᵀk)ⁿ/n! = Σ q^α k^α / α!, over all exponents α_1, ..., α_D with the
+    sum n, where x^α = Π x_i^α_i and α! = Π α_i!; so the features are x^α / √α!.
 
     x (..., L, D) -> (..., L, M), M = `reduced_feature_dim`.
     """
@@ -330,10 +338,10 @@ def monomials(D, n_terms):
     With x_0 = 1 every one has K - 1 factors; for D = 2 and K = 3 they are 00, 01, 02, 11, 12 and
     22, which stand for 1, x_1, x_2, x_1², x_1 x_2 and x_2².
     """
-    monomials = list(combinations_with_replacement(range(D + 1), n_terms - 1))
-    alphas = [[factors.count(i) for i in set(factors) if i > 0] for factors in monomials]
+    chosen = list(combinations_with_replacement(range(D + 1), n_terms - 1))
+    alphas = [[factors.count(i) for i in set(factors) if i > 0] for factors in chosen]
     alpha_factorial = [math.prod(map(math.factorial, alpha)) for alpha in alphas]
-    factors = np.array(monomials, dtype=np.int64).reshape(len(monomials), n_terms - 1)
+    factors = np.array(chosen, dtype=np.int64).reshape(len(chosen), n_terms - 1)
     return factors.T, np.array(alpha_factorial, dtype=np.float64)
 
 
@@ -365,8 +373,8 @@ def linear_attention_by_features(Q, K, V, n_terms):
 
 
 # ------------------------------------------------------------- Q1.4 again: a decoder and its state
-# Positions of a chunk of the causal form. With 512, on an AMD EPYC (Zen 3), four heads of M = 165
-# take 3 times as long, and one head of M = 2,145 takes 1.4 times as long.
+# Positions of a chunk of the causal form. With 512, on an AMD EPYC (Zen 3), four heads of D = 8 and
+# K = 4 (M = 165) take 3 times as long, and one head of D = 64 and K = 3 (M = 2,145) 1.4 times.
 CAUSAL_CHUNK = 128
 
 
@@ -381,13 +389,13 @@ def causal_linear_attention(Q, K, V, n_terms=3, state=None):
         Z, state = causal_linear_attention(Q[:900], K[:900], V[:900])
         z, state = causal_linear_attention(Q[900:901], K[900:901], V[900:901], state=state)
 
-    Heinsen and Kozachkov (2026), Self-Attention at Constant Cost per Token via Symmetry-Aware
-    Taylor Approximation (arXiv:2602.00294, sata_attention on GitHub), have the same features and
-    state.
+    The same features and state are those of Heinsen and Kozachkov (2026), Self-Attention at
+    Constant Cost per Token via Symmetry-Aware Taylor Approximation (arXiv:2602.00294; their code is
+    sata_attention on GitHub).
 
     A piece is taken in chunks: earlier ones count through the sums, the keys of the same chunk
     through their masked weights. O(LMD + L chunk D) time; without gradients the extra memory is
-    O(MD + chunk M + chunk²), or the size of Z again where that is more.
+    O(MD + chunk M + chunk²), or the size of Z again where that is more, as its chunks are joined.
     """
     if Q.shape[-2] != K.shape[-2]:
         raise shape_error(Q, K, V)
@@ -403,6 +411,7 @@ def causal_linear_attention(Q, K, V, n_terms=3, state=None):
         normaliser = phi_q @ sum_k + weights.sum(dim=-1, keepdim=True)  # (..., chunk, 1)
         check_normaliser(normaliser, n_terms)
         outputs.append((phi_q @ sum_kv + weights @ v) / normaliser)  # (..., chunk, D)
+        # only now: the sums were of earlier chunks so far
         sum_kv = sum_kv + phi_k.mT @ v
         sum_k = sum_k + phi_k.sum(dim=-2)[..., None]
     return torch.cat(outputs, dim=-2), (sum_kv, sum_k)
@@ -452,6 +461,13 @@ def gradient_error(Q, K, V):
     return largest(gradients[0] - gradients[1])
 
 
+def causal_error(Q, K, V):
+    """Largest difference of the causal form from the first t keys alone, query by query."""
+    whole, _ = causal_linear_attention(Q, K, V)
+    prefixes = [taylor_attention(Q[t : t + 1], K[: t + 1], V[: t + 1]) for t in range(len(Q))]
+    return largest(torch.cat(prefixes) - whole)
+
+
 def state_error(Q, K, V):
     """Largest difference between the causal form of the whole and of it token by token."""
     whole, _ = causal_linear_attention(Q, K, V)
@@ -476,6 +492,7 @@ def main():
         "      the same with every monomial once": max(row["reduced"] for row in rows),
         "Q1.4  linear_attention = the quadratic order of Q1.3": orders["float64"],
         "      its gradients = those of the formula as written": gradient_error(Q, K, V),
+        "      causal = each query with the keys up to its own": causal_error(Q, K, V),
         "      causal, whole = token by token from its state": state_error(Q, K, V),
     }
     full, reduced = feature_dim(16), reduced_feature_dim(16)
@@ -490,9 +507,9 @@ def main():
 
 SPEED = """
 Fast: linear_attention, on long sequences. linear_attention_as_written gives the same and is to be
-read; softmax_attention is exact and quadratic. On short sequences torch's fused kernel for exact
-attention (F.scaled_dot_product_attention) is faster: with eight heads of D = 64 up to about
-L = 3,300 on two cores of an AMD EPYC (Zen 3). What holds here: python q1_measure.py"""
+read; softmax_attention is exact and quadratic. On short sequences, with one head as with eight,
+torch's fused kernel for exact attention (F.scaled_dot_product_attention) is faster. From which
+length on linear_attention wins here: python q1_measure.py"""
 
 
 if __name__ == "__main__":

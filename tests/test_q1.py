@@ -396,15 +396,20 @@ def test_the_formulas_check_themselves():
     process = run_script("q1_linear_attention.py")
     assert process.returncode == 0, process.stderr
     errors = [float(number) for number in re.findall(r" (\de-\d\d)$", process.stdout, re.M)]
-    assert len(errors) == 6 and max(errors[:5]) < 1e-12 and errors[5] < 1e-5
+    assert len(errors) == 7 and max(errors[:6]) < 1e-12 and errors[6] < 1e-5
     assert "M = 273" in process.stdout and "fused kernel" in process.stdout
 
 
-def test_a_wrong_formula_does_not_pass_its_check(monkeypatch):
-    monkeypatch.setattr(q1, "causal_linear_attention", lambda *x, state=None: (x[2], state))
-    q1.main()
-    monkeypatch.setattr(q1, "linear_attention", q1.softmax_attention)
-    with pytest.raises(AssertionError, match="linear_attention = the quadratic order"):
+@pytest.mark.parametrize(
+    "name, wrong, said",
+    [
+        ("linear_attention", q1.softmax_attention, "linear_attention = the quadratic order"),
+        ("causal_linear_attention", lambda *x, state=None: (x[2], state), "causal = each query"),
+    ],
+)
+def test_a_wrong_formula_does_not_pass_its_check(monkeypatch, name, wrong, said):
+    monkeypatch.setattr(q1, name, wrong)
+    with pytest.raises(AssertionError, match=said):
         q1.main()
 
 

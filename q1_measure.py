@@ -270,13 +270,12 @@ def draw_series(out):
 def draw_weights(result, out):
     """The weights of a small example as maps, exact and from three terms."""
     plt = utils.pyplot()
-    width, height = utils.HALF_PAGE
-    figure, panels = plt.subplots(2, 2, figsize=(width, height + 0.8), layout="constrained")
+    figure, panels = plt.subplots(2, 2, figsize=utils.HALF_PAGE, layout="constrained")
     for row, pair in zip(result["weights"], panels):
         largest = max(map(max, row["softmax"]))
         for axes, key, name in zip(pair, ("softmax", "taylor"), ("softmax", "3 terms")):
             image = axes.imshow(row[key], vmin=0, vmax=largest, cmap="viridis")
-            axes.set_title(f"{name}, |q·k| up to {row['score_scale']}", fontsize=8)
+            axes.set_title(f"{name}, |q·k| ≤ {row['score_scale']}", fontsize=8)
             axes.set(xticks=[], yticks=[])
         figure.colorbar(image, ax=pair, shrink=0.9)
     panels[1, 0].set(xlabel="Key", ylabel="Query")

@@ -264,7 +264,7 @@ def test_extra_memory_does_not_grow_with_the_number_of_heads(monkeypatch):
         Q, K, V = normal(3, n_heads, 2048, 16, dtype=torch.float32, scale=0.1)
         sums = 4 * n_heads * 2 * q1.reduced_feature_dim(16) * 16
         peaks[n_heads] = q1_measure.peak_memory(q1.linear_attention, Q, K, V) - sums
-    assert max(peaks.values()) < 2.2 * 4 * 2**17
+    assert max(peaks.values()) < 1.3 * peaks[1]
 
 
 def test_a_chunk_is_never_shorter_than_64():

@@ -461,3 +461,12 @@ def test_bfloat16_gives_about_the_same(decoder_name, monkeypatch):
         batch = q3.get_batch(corpus, "train", range(4))
         losses.append(q3.train_batch(run.model, run.optimizer, batch, q3.settings).item())
     assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[1] != losses[0]
+
+
+@pytest.mark.parametrize("is_used", [False, True])
+def test_bfloat16_is_recorded_as_it_was_used(is_used, monkeypatch):
+    """Not as it was asked for: most processors do not have it."""
+    monkeypatch.setattr(q3, "uses_bf16", lambda settings: is_used)
+    for asked in (0, 1):
+        settings = runs.changed(q3.settings, bf16=asked)
+        assert q3.new_run("lstm", tiny_corpus(), settings).result["config"]["bf16"] == is_used

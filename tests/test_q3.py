@@ -338,6 +338,14 @@ def test_resume_with_other_settings_or_code_is_refused(tmp_path, trained):
         train(space_for(trained, edited, epochs=1, resume=1), "transformer")
 
 
+def test_resume_on_other_data_is_refused(tmp_path, trained):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    table = tmp_path / "LJSpeech-1.1" / "metadata.csv"
+    table.write_text(table.read_text().replace("yes", "no"))
+    with pytest.raises(UserError, match="of a run with other data;"):
+        train(space_for(tmp_path, epochs=1, resume=1), "transformer")
+
+
 @pytest.mark.parametrize("edit", [("nn.GELU()", "nn.ReLU()"), OTHER_CODE])
 def test_a_checkpoint_of_other_code_is_refused(tmp_path, trained, edit):
     q3.load_model(checkpoint_in(trained))
@@ -568,6 +576,7 @@ def test_slow_motion_writes_what_evaluation_writes(tmp_path):
     space = sharp_space(tmp_path, "transformer", [])
     model, _ = train(space, "transformer")
     model.requires_grad_(False)
+    assert space.FRAME == pytest.approx(2 * 256 / 22_050)  # seconds: z has every other frame
     for split in space.corpus.rows:
         written = texts_by_the_decoder_itself(space, model, split)
         for clip, text in zip(space.corpus.features[split], written, strict=True):

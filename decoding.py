@@ -156,23 +156,31 @@ def greedy_decode_with_cache(greedy_decode, decoder, z, mask, max_tokens):
     not have written it, or cannot be cached at all, one line says so, and this text and all that
     follow are written by `greedy_decode`.
     """
+
+    def write():
+        text = _write_with_cache(decoder, z, mask, max_tokens)
+        return text, why_not_written(decoder, z, mask, text)
+
+    return cached_or_plain(decoder, write, lambda: greedy_decode(decoder, z, mask, max_tokens))
+
+
+def cached_or_plain(decoder, write_with_cache, write_plainly):
+    """What was written with the cache where the decoder agrees with it; else written plainly.
+
+    write_with_cache: gives what it wrote, and why the decoder would not have written it, or None.
+    Once a cache was wrong, its decoder is not cached any more, which one line says.
+    """
     if decoder not in NOT_CACHED:
         try:
-            text = _write_with_cache(decoder, z, mask, max_tokens)
-            problem = why_not_written(decoder, z, mask, text)
+            written, problem = write_with_cache()
         except Exception as error:  # a fault of the decoder itself is raised again below
             problem = f"it raises {type(error).__name__}: {error}"
         if problem is None:
-            return text
-        stop_caching(decoder, problem)
-    return greedy_decode(decoder, z, mask, max_tokens)
-
-
-def stop_caching(decoder, problem):
-    """Decode plainly from now on, and say why."""
-    NOT_CACHED.add(decoder)
-    reason = " ".join(problem.split())[:200]
-    print(f"the KV cache does not fit this decoder ({reason}): decoding plainly", flush=True)
+            return written
+        NOT_CACHED.add(decoder)
+        reason = " ".join(problem.split())[:200]
+        print(f"the KV cache does not fit this decoder ({reason}): decoding plainly", flush=True)
+    return write_plainly()
 
 
 def _write_with_cache(decoder, z, mask, max_tokens):
@@ -306,17 +314,16 @@ def beam_search(model, features, max_tokens, beam=8, ctc_share=0.4, letters=None
     if not model.sizes.ctc:
         ctc_share = 0.0
     ctc_log_p = model.ctc(z)[0].float().log_softmax(dim=-1).cpu()  # (S, V)
-    votes = {"ctc_log_p": ctc_log_p, "ctc_share": ctc_share, "letters": letters}
-    if decoder not in NOT_CACHED:
-        try:
-            text, score = _search(CachedDecoder(decoder, z, mask), max_tokens, beam, **votes)
-            problem = _why_not_its_score(decoder, z, mask, text, score)
-        except Exception as error:  # a fault of the decoder itself is raised again below
-            problem = f"it raises {type(error).__name__}: {error}"
-        if problem is None:
-            return text[1:].tolist()
-        stop_caching(decoder, problem)
-    text, _ = _search(PlainDecoder(decoder, z, mask), max_tokens, beam, **votes)
+
+    def search(decoder_class):
+        steps = decoder_class(decoder, z, mask)
+        return _search(steps, max_tokens, beam, ctc_log_p, ctc_share, letters)
+
+    def write():
+        text, score = search(CachedDecoder)
+        return text, _why_not_its_score(decoder, z, mask, text, score)
+
+    text = cached_or_plain(decoder, write, lambda: search(PlainDecoder)[0])
     return text[1:].tolist()
 
 

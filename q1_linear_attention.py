@@ -139,8 +139,8 @@ def linear_attention_as_written(Q, K, V, n_terms=3):
     O(LD³). This one is to be read; to use, there is `linear_attention` below.
 
     Rounding: the features of long q and k cancel in φ(q)ᵀφ(k), which is wrong by up to about
-    ε (|q||k|)^(K-1)/(K-1)!, with ε = 6e-8 in float32. For three terms φ(q)ᵀφ(k) itself is at least
-    1/2.
+    ε (|q||k|)^(K-1)/(K-1)!, with ε = 6e-8 in float32. For three terms φ(q)ᵀφ(k) itself is
+    at least 1/2.
     """
     phi_Q = taylor_feature_map(Q, n_terms)  # (..., L, M): LM products, LM numbers to keep
     phi_K = taylor_feature_map(K, n_terms)  # (..., L, M): the same
@@ -221,10 +221,10 @@ def pair_products(x):
 
 
 def pair_weights(x):
-    """Yield c_ij for the blocks of `pair_products`, (m, 1): Σ c_ij (q_i q_j)(k_i k_j) = (qᵀk)²/2.
+    """Yield c_ij for the blocks of `pair_products`, (m, 1).
 
-    (qᵀk)²/2 has each square once with 1/2 and each other pair once with 1; where a block has a pair
-    twice, 1/2 goes to each.
+    With them Σ c_ij (q_i q_j)(k_i k_j) = (qᵀk)²/2, which has each square once with 1/2 and each
+    other pair once with 1; where a block has a pair twice, 1/2 goes to each.
     """
     D = x.shape[-1]
     for i in range(0, D, BLOCK):
@@ -314,8 +314,8 @@ def check_normaliser(normaliser, n_terms):
 def reduced_feature_map(x, n_terms=3):
     """φ with every monomial once (x_1 x_2 = x_2 x_1): the same φ(q)ᵀφ(k) from fewer features.
 
-    By the multinomial theorem (qᵀk)ⁿ/n! = Σ q^α k^α / α!, over all exponents α_1, ..., α_D with the
-    sum n, where x^α = Π x_i^α_i and α! = Π α_i!; so the features are x^α / √α!.
+    By the multinomial theorem (qᵀk)ⁿ/n! = Σ q^α k^α / α!, over all exponents α_1, ...,
+    α_D with the sum n, where x^α = Π x_i^α_i and α! = Π α_i!; so the features are x^α / √α!.
 
     x (..., L, D) -> (..., L, M), M = `reduced_feature_dim`.
     """
@@ -323,7 +323,8 @@ def reduced_feature_map(x, n_terms=3):
     check_count("n_terms", n_terms)
     factors, alpha_factorial = monomials(x.shape[-1], n_terms)
     factors = torch.tensor(factors, device=x.device)  # (K - 1, M)
-    weights = torch.tensor(alpha_factorial, dtype=x.dtype, device=x.device).rsqrt()  # (M,): 1/√α!
+    alpha_factorial = torch.tensor(alpha_factorial, dtype=x.dtype, device=x.device)  # (M,)
+    weights = alpha_factorial.rsqrt()  # 1/√α!
     rows = torch.cat([torch.ones_like(x[..., :1]), x], dim=-1).mT.contiguous()  # (..., D + 1, L)
     phi = weights[:, None] * rows[..., :1, :]  # row 0 is 1: (..., M, L)
     for row_numbers in factors:

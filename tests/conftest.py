@@ -1,5 +1,6 @@
 """What the tests share: scripts as modules, tiny datasets, running things as a person would."""
 
+import math
 import os
 import signal
 import subprocess
@@ -7,10 +8,12 @@ import sys
 from pathlib import Path
 
 import utils
+from utils import PAD, START, STOP
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"  # real data, where this checkout has it beside it
@@ -89,3 +92,15 @@ def write_corpus(folder, n_clips=12):
     (root / "metadata.csv").write_text("\n".join(rows) + "\n")
     (root / "README").write_text("synthetic test tones\nmore\n")
     return root
+
+
+# ------------------------------------------------------------------------------ plain decoding
+@torch.no_grad()
+def letter_by_letter(decoder, z, longest):
+    """The tokens of greedy decoding of one clip, z (1, S, D): the whole text is read for each."""
+    tokens = [START]
+    while len(tokens) <= longest and tokens[-1] != STOP:
+        logits = decoder(torch.tensor([tokens]), z)[0, -1]
+        logits[START] = logits[PAD] = -math.inf
+        tokens.append(int(logits.argmax()))
+    return tokens

@@ -8,8 +8,8 @@ from collections import Counter
 
 import runs
 import utils
-from conftest import ROOT, write_corpus
-from utils import PAD, START, STOP, VOCABULARY
+from conftest import ROOT, letter_by_letter, write_corpus
+from utils import PAD, STOP, VOCABULARY
 
 import jiwer
 import numpy as np
@@ -185,11 +185,7 @@ def evaluate_plainly(model, corpus, split):
         losses, _ = negative_log_p(model.decoder(tokens[None, :-1], z)[0], tokens)
         total += losses.sum().item()
         n_tokens += len(losses)
-        written = [START]
-        while len(written) <= longest and written[-1] != STOP:
-            logits = model.decoder(torch.tensor([written]), z)[0, -1]
-            logits[START] = logits[PAD] = -math.inf
-            written.append(int(logits.argmax()))
+        written = letter_by_letter(model.decoder, z, longest)
         hypotheses.append("".join(VOCABULARY[token] for token in written[1:] if token != STOP))
         references.append("".join(VOCABULARY[token] for token in tokens[1:-1]))
     return total / n_tokens, references, hypotheses

@@ -9,7 +9,7 @@ import shutil
 import decoding
 import runs
 import utils
-from conftest import ROOT, run_python, write_corpus
+from conftest import ROOT, letter_by_letter, run_python, write_corpus
 from runs import UserError
 from utils import PAD, START, STOP, VOCABULARY
 
@@ -532,12 +532,8 @@ def texts_by_the_decoder_itself(space, model, split):
     """Every clip of a split alone, every letter by reading the whole text so far."""
     texts = []
     for clip in space.corpus.features[split]:
-        z, mask = model.encoder(utils.centre(clip.float())[None], torch.tensor([len(clip)]))
-        tokens = [START]
-        while len(tokens) <= space.longest_output(space.corpus) and tokens[-1] != STOP:
-            logits = model.decoder(torch.tensor([tokens]), z, mask)[0, -1]
-            logits[[START, PAD]] = -math.inf
-            tokens.append(int(logits.argmax()))
+        z, _ = model.encoder(utils.centre(clip.float())[None], torch.tensor([len(clip)]))
+        tokens = letter_by_letter(model.decoder, z, space.longest_output(space.corpus))
         texts.append(utils.decode(tokens))
     return texts
 

@@ -314,8 +314,8 @@ def check_normaliser(normaliser, n_terms):
 def reduced_feature_map(x, n_terms=3):
     """φ with every monomial once (x_1 x_2 = x_2 x_1): the same φ(q)ᵀφ(k) from fewer features.
 
-    By the multinomial theorem (qᵀk)ⁿ/n! = Σ q^α k^α / α!, over all α = (α_1, ..., α_D) with
-    the sum n, where x^α = Π x_i^α_i and α! = Π α_i!. So the features are x^α / √α!.
+    By the multinomial theorem (qᵀk)ⁿ/n! = Σ q^α k^α / α!, over all α = (α_1, ..., α_D)
+    with the sum n, where x^α = Π x_i^α_i and α! = Π α_i!. So the features are x^α / √α!.
 
     x (..., L, D) -> (..., L, M), M = `reduced_feature_dim`.
     """

@@ -11,10 +11,12 @@ Prints every epoch's mean training loss and validation accuracy, then the test m
 OUT/results/q2-*.json and OUT/figures/CNN-*.{pdf,png}. Q2.3's counts are
 `get_number_trainable_params` and, for what else differs between the networks,
 `count_multiply_accumulates` and `accuracy_shifted`.
+
+From top to bottom: the networks, training, evaluation, the choice of a learning rate, plots, and
+the command line, where `main` is.
 """
 
 import functools
-import importlib
 import math
 import time
 from pathlib import Path
@@ -27,6 +29,7 @@ from runs import UserError
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -116,18 +119,6 @@ def train_batch(X, y, model, optimizer, criterion):
     return loss.detach()
 
 
-def train_epoch(X, y, model, optimizer, batch_size, after_batch=lambda: None):
-    """One pass over X (N, 1, 28, 28), y (N,) in random order; returns its mean loss per image."""
-    model.train()
-    total = torch.zeros((), device=X.device)
-    order = torch.randperm(len(X)).to(X.device)
-    for batch in order.split(batch_size):
-        loss = train_batch(X[batch], y[batch], model, optimizer, F.nll_loss)
-        total += loss * len(batch)
-        after_batch()
-    return total.item() / len(X)
-
-
 def make_optimizer(model, config):
     """The optimiser that the flags ask for."""
     optimizers = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
@@ -135,6 +126,76 @@ def make_optimizer(model, config):
     return optimizer_class(
         model.parameters(), lr=config["learning_rate"], weight_decay=config["l2_decay"]
     )
+
+
+@functools.cache
+def load_data(folder):
+    """The images, loaded once: the runs of a command share them."""
+    return utils.load_oct_data(folder)
+
+
+def train(name, config, out, search=None, network=CNN, position=0):
+    """Q2.1: train one network and test it; returns its result, saved as OUT/results/`name`.json.
+
+    The file is written after every epoch, with status "interrupted" until training and test are
+    over. A run whose loss becomes infinite or NaN stops there and is not tested: "diverged".
+    config: the flags, one rate, one seed. search: in words, where the rate is from. position: the
+    line of the progress bar.
+    """
+    torch.set_num_threads(1)  # a second thread gains nothing at batch 8
+    runs.configure_seed(config["seed"])
+    device = runs.pick_device(config["device"])
+    splits, data = load_data(config["data"])
+    splits = {split: (X.to(device), y.to(device)) for split, (X, y) in splits.items()}
+    X, y = splits["train"]
+    model = network(config["dropout"], config["no_maxpool"]).to(device)
+    optimizer = make_optimizer(model, config)
+
+    result = runs.new_result("q2", name, runs.command_line(), config, data, device)
+    result["started"] = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    result["search"] = search
+    result["parameters"] = get_number_trainable_params(model)
+    result["multiply_accumulates"] = count_multiply_accumulates(model)
+
+    n_batches = config["epochs"] * math.ceil(len(X) / config["batch_size"])
+    progress = tqdm(total=n_batches, desc=name, position=position, leave=False, disable=runs.QUIET)
+    for epoch in range(1, config["epochs"] + 1):
+        started = time.perf_counter()
+        model.train()
+        total_loss = torch.zeros((), device=device)
+        order = torch.randperm(len(X)).to(device)
+        for batch in order.split(config["batch_size"]):
+            loss = train_batch(X[batch], y[batch], model, optimizer, F.nll_loss)
+            total_loss += loss * len(batch)
+            progress.update()
+        train_loss = total_loss.item() / len(X)  # the mean over this epoch's images
+        if not math.isfinite(train_loss):
+            result["status"] = "diverged"
+            progress.write(f"{name}  epoch {epoch:3}  the loss became infinite or NaN")
+            break
+
+        accuracy = evaluate(model, *splits["val"])
+        seconds = time.perf_counter() - started
+        progress.write(
+            f"{name}  epoch {epoch:3}  "
+            f"loss {train_loss:.4f}  val accuracy {accuracy:.4f}  {seconds:6.1f} s"
+        )
+        row = {
+            "epoch": epoch,
+            "train_loss": train_loss,
+            "val_accuracy": accuracy,
+            "seconds": seconds,
+        }
+        result["epochs"].append(row)
+        result["seconds"] += seconds
+        runs.save_result(out, result)
+    progress.close()
+
+    if result["status"] != "diverged":
+        result["test"] = test_metrics(model, *splits["test"])
+        result["status"] = "finished"
+    runs.save_result(out, result)
+    return result
 
 
 # -------------------------------------------------------------------------------------- evaluation
@@ -161,9 +222,8 @@ def evaluate(model, X, y):
 def test_metrics(model, X, y):
     """All metrics on the test images X (N, 1, 28, 28), y (N,), as a results file has them.
 
-    Accuracy and AUC are those of medmnist.Evaluator, without the 8 s that importing it takes on a
-    slow processor; confusion has a row per true class. A metric that these images do not allow (too
-    few, or a class missing) is None.
+    Accuracy and AUC are those of medmnist.Evaluator; confusion has a row per true class. A metric
+    that these images do not allow (too few, or a class missing) is None.
     """
     log_probabilities = predict(model, X).cpu()  # (N, n_classes)
     predicted = log_probabilities.argmax(dim=1)
@@ -179,22 +239,14 @@ def test_metrics(model, X, y):
     }
 
 
-def mean_auc(scores, truth):
-    """The mean over the classes of the AUC of each against the others; None if one is missing.
+def mean_auc(probabilities, truth):
+    """The mean over the classes of the AUC of each against the others.
 
-    scores (N, n_classes), truth (N,). An AUC is the probability that an image of the class has a
-    higher score than one of the others; equal scores count half.
+    probabilities (N, n_classes), truth (N,). None where a class is missing, or a number.
     """
-    areas = []
-    for label in range(scores.shape[1]):
-        of_class = scores[truth == label, label]
-        of_others = scores[truth != label, label].sort().values
-        if len(of_class) == 0 or len(of_others) == 0:
-            return None
-        n_below = torch.searchsorted(of_others, of_class)
-        n_not_above = torch.searchsorted(of_others, of_class, right=True)
-        areas.append((n_below + n_not_above).sum().item() / (2 * len(of_class) * len(of_others)))
-    return mean(areas)
+    if len(truth.unique()) < probabilities.shape[1] or probabilities.isnan().any():
+        return None
+    return roc_auc_score(truth, probabilities, multi_class="ovr")
 
 
 def accuracy_course_subset(predicted, truth):
@@ -221,132 +273,6 @@ def shifted(X, dy, dx):
     return X[..., rows, :][..., columns]
 
 
-# -------------------------------------------------------------------------------------------- runs
-NAMED_FLAGS = ("epochs", "batch_size", "l2_decay", "dropout", "optimizer")
-
-
-def name_ending(config):
-    """What a name tells because it differs from the defaults: "" or, for example, "-epochs150"."""
-    default = make_parser().get_default
-    changed = [flag for flag in NAMED_FLAGS if config[flag] != default(flag)]
-    return "".join(f"-{flag}{config[flag]}" for flag in changed)
-
-
-def network_name(config):
-    return "strided" if config["no_maxpool"] else "maxpool"
-
-
-def run_name(config):
-    """For example q2-maxpool-lr0.01-seed42, or q2-strided-lr0.01-seed42-epochs150."""
-    rate, seed = config["learning_rate"], config["seed"]  # str: no two rates have the same name
-    return f"q2-{network_name(config)}-lr{rate}-seed{seed}{name_ending(config)}"
-
-
-def plan_runs(args, rates):
-    """A run for every learning rate and seed: {its name: its config}."""
-    planned = {}
-    for rate in rates:
-        for seed in args.seed:
-            config = {**vars(args), "learning_rate": rate, "seed": seed}
-            del config["out"], config["name"], config["plot_only"]  # where and how, not what
-            planned[run_name(config)] = config
-    return planned
-
-
-@functools.cache
-def load_data(folder):
-    """The images, loaded once: forked processes have what their parent had loaded."""
-    return utils.load_oct_data(folder)
-
-
-def train_run(name, config, out, origin, network, position):
-    """Train and test one network; returns its result, saved as `name`.json.
-
-    The file is written after every epoch, with status "interrupted" until the last one: whatever
-    ends the run, it tells the truth. `origin`: what this run shares with the others of its command.
-    `position`: the line of its progress bar.
-    """
-    torch.set_num_threads(1)  # a second thread gains nothing at batch 8
-    runs.configure_seed(config["seed"])
-    device = runs.pick_device(config["device"])
-    splits, data = load_data(config["data"])
-    splits = {split: (X.to(device), y.to(device)) for split, (X, y) in splits.items()}
-    model = network(config["dropout"], config["no_maxpool"]).to(device)
-    optimizer = make_optimizer(model, config)
-
-    result = runs.new_result("q2", name, origin["command"], config, data, device) | origin
-    result["parameters"] = get_number_trainable_params(model)
-    result["multiply_accumulates"] = count_multiply_accumulates(model)
-
-    train(model, optimizer, splits, result, out, position)
-    if result["status"] != "diverged":
-        result["test"] = test_metrics(model, *splits["test"])
-        result["status"] = "finished"
-    runs.save_result(out, result)
-    return result
-
-
-def train(model, optimizer, splits, result, out, position):
-    """Train for the epochs of `result`'s config, or until the loss is no longer a number."""
-    name = result["run"]
-    config = result["config"]
-    n_batches = math.ceil(len(splits["train"][0]) / config["batch_size"])
-    progress = tqdm(
-        total=config["epochs"] * n_batches,
-        desc=name,
-        position=position,
-        leave=False,
-        disable=runs.QUIET,
-    )
-    with progress:
-        for epoch in range(1, config["epochs"] + 1):
-            started = time.perf_counter()
-            loss = train_epoch(
-                *splits["train"], model, optimizer, config["batch_size"], progress.update
-            )
-            if not math.isfinite(loss):
-                result["status"] = "diverged"
-                progress.write(f"{name}  epoch {epoch:3}  the loss became infinite or NaN")
-                return
-            accuracy = evaluate(model, *splits["val"])
-            seconds = time.perf_counter() - started
-            progress.write(
-                f"{name}  epoch {epoch:3}  "
-                f"loss {loss:.4f}  val accuracy {accuracy:.4f}  {seconds:6.1f} s"
-            )
-            row = {"epoch": epoch, "train_loss": loss, "val_accuracy": accuracy, "seconds": seconds}
-            result["epochs"].append(row)
-            result["seconds"] += seconds
-            runs.save_result(out, result)
-
-
-def n_processes(n_runs):
-    """How many runs train at once: few runs all together, many in turns, one per processor."""
-    n_cpus = runs.usable_cpus()
-    if n_runs <= 2 * n_cpus:  # sharing processors, so that none waits while the last run trains
-        return n_runs
-    return n_cpus
-
-
-def train_runs(planned, out, search=None, network=CNN):
-    """Train `planned` ({name: config}): side by side, on a GPU in turns; returns the results.
-
-    `search`: the one that their learning rate was taken from.
-    """
-    origin = {
-        "command": runs.command_line(),
-        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "search": search and describe(search),
-    }
-    jobs = []
-    for position, (name, config) in enumerate(planned.items()):
-        jobs.append((name, config, out, origin, network, position))
-    load_data(config["data"])  # before forking
-    if runs.pick_device(config["device"]).type == "cpu":
-        return list(runs.side_by_side(train_run, jobs, n_processes(len(jobs))))
-    return [train_run(*job) for job in jobs]  # processes would need a GPU's memory each
-
-
 # ---------------------------------------------------------------------------------- learning rates
 METRICS = ("val_accuracy", "accuracy", "auc", "accuracy_course_subset")  # a search's table
 
@@ -359,12 +285,6 @@ def by_rate(results):
     return {rate: groups[rate] for rate in sorted(groups, reverse=True)}
 
 
-def final_values(results, key):
-    """The metric `key` of these finished runs, without those whose data did not allow it."""
-    values = [{**result["epochs"][-1], **result["test"]}[key] for result in results]
-    return [value for value in values if value is not None]
-
-
 def mean_and_deviation(values):
     """[mean, standard deviation]: None for the deviation of one value, [] for no values."""
     if not values:
@@ -372,22 +292,18 @@ def mean_and_deviation(values):
     return [mean(values), stdev(values) if len(values) > 1 else None]
 
 
-def table_row(rate, group):
-    """Mean and standard deviation of each of METRICS over the finished runs at one rate."""
-    finished = [result for result in group if result["status"] == "finished"]
-    row = {
-        "learning_rate": rate,
-        "finished": len(finished),
-        "diverged": len(group) - len(finished),
-    }
-    for key in METRICS:
-        row[key] = mean_and_deviation(final_values(finished, key))
-    return row
-
-
 def summarise(results):
-    """The table of a search: a row per learning rate."""
-    return [table_row(rate, group) for rate, group in by_rate(results).items()]
+    """A row per learning rate: how many runs finished, mean and deviation of each of METRICS."""
+    table = []
+    for rate, group in by_rate(results).items():
+        finished = [result for result in group if result["status"] == "finished"]
+        n_diverged = len(group) - len(finished)
+        row = {"learning_rate": rate, "finished": len(finished), "diverged": n_diverged}
+        for key in METRICS:
+            values = [{**result["epochs"][-1], **result["test"]}[key] for result in finished]
+            row[key] = mean_and_deviation([value for value in values if value is not None])
+        table.append(row)
+    return table
 
 
 def print_table(table):
@@ -418,33 +334,22 @@ def best_row(table):
     return max(whole, key=lambda row: row["val_accuracy"][0])
 
 
-# ---------------------------------------------------------------------------------------- searches
-ROW = ("run", "config", "seed", "status", "parameters", "epochs", "test")  # what a search keeps
-
-
-def search_name(args):
-    """q2-search, or what -name says in place of "search"; the strided network's own apart."""
-    return f"q2-{args.name}-strided" if args.no_maxpool else f"q2-{args.name}"
-
-
 def save_search(args, results, table, best):
-    """Save runs, table and choice as OUT/results/q2-<name>.json.
+    """Save table and choice as OUT/results/q2-<name>.json, the strided network's as -strided.
 
     A search of other flags or data under that name is kept under another one.
     """
     first = results[0]
-    rates = list(by_rate(results))
     shared = ("question", "command", "started", "data", "environment", "parameters")
     search = {
-        "run": search_name(args),
+        "run": f"q2-{args.name}-strided" if args.no_maxpool else f"q2-{args.name}",
         **{key: first[key] for key in shared},
-        "config": {**first["config"], "learning_rate": rates, "seed": args.seed},
+        "config": {**first["config"], "learning_rate": list(by_rate(results)), "seed": args.seed},
         "status": "finished",
         "runs": [result["run"] for result in results],
         "table": table,
         "chosen_by": "val_accuracy",
         "best": best,
-        "rows": [{key: result[key] for key in ROW} for result in results],
     }
     path = Path(args.out) / "results" / f"{search['run']}.json"
     if path.exists():
@@ -454,6 +359,28 @@ def save_search(args, results, table, best):
         if not has_same_flags or before["data"]["sha256"] != search["data"]["sha256"]:
             runs.set_aside(path)
     runs.save_result(args.out, search)
+
+
+def load_search(args):
+    """The search whose best rate `-learning_rate best` takes; UserError if there is none that fits.
+
+    Q2.2 takes the rate that was best in Q2.1, of the same seeds, settings and data.
+    """
+    name = f"q2-{args.name}"
+    again = "search with -learning_rate 0.1 0.01 0.001 and the same other flags first"
+    if not (Path(args.out) / "results" / f"{name}.json").exists():
+        raise UserError(f"{args.out}/results has no {name}.json; {again}.")
+    search = runs.load_result(args.out, name)
+    for flag in ("seed", *NAMED_FLAGS):
+        had, now = search["config"][flag], getattr(args, flag)
+        if had != now:
+            raise UserError(f"{name} in {args.out} had {flag} {had}, not {now}; {again}.")
+    if not args.plot_only:  # which needs no data
+        _, data = load_data(args.data)
+        if data["sha256"] != search["data"]["sha256"]:
+            source = search["data"]["source"]
+            raise UserError(f"{name} in {args.out} is of other data ({source}); {again}.")
+    return search
 
 
 def describe(search):
@@ -469,52 +396,7 @@ def describe(search):
     return f"{search['run']} ({'; '.join(parts)})"
 
 
-def find_search(args):
-    """The search whose best rate `-learning_rate best` takes; UserError if there is none that fits.
-
-    Q2.2 takes the rate that was best in Q2.1, of the same seeds, settings and data.
-    """
-    name = f"q2-{args.name}"
-    again = "search with -learning_rate 0.1 0.01 0.001 and the same other flags first"
-    if not (Path(args.out) / "results" / f"{name}.json").exists():
-        raise UserError(f"{args.out}/results has no {name}.json; {again}.")
-    search = runs.load_result(args.out, name)
-    refuse_other_flags(search, args, ("seed", *NAMED_FLAGS), again)
-    if not args.plot_only:  # which needs no data
-        _, data = load_data(args.data)
-        if data["sha256"] != search["data"]["sha256"]:
-            source = search["data"]["source"]
-            raise UserError(f"{name} in {args.out} is of other data ({source}); {again}.")
-    print(f"learning rate {search['best']['learning_rate']}: the best by {describe(search)}")
-    return search
-
-
-def refuse_other_flags(search, args, flags, advice):
-    """UserError where the search had another value of one of these flags."""
-    for flag in flags:
-        had, now = search["config"][flag], getattr(args, flag)
-        if had != now:
-            raise UserError(f"{search['run']} in {args.out} had {flag} {had}, not {now}; {advice}.")
-
-
 # ------------------------------------------------------------------------------------------- plots
-def load_runs(args, planned, search):
-    """The results, and what they say of their data, that this command saved without -plot_only."""
-    again = "the same command without -plot_only"
-    if len(args.learning_rate) > 1:
-        found = runs.load_result(args.out, search_name(args), again)
-        refuse_other_flags(found, args, ("learning_rate", "seed", *NAMED_FLAGS), f"run {again}")
-        return found["rows"], found["data"]
-    results = [runs.load_result(args.out, name, again) for name in planned]
-    if any(result["status"] == "interrupted" for result in results):
-        raise UserError(f"a run was interrupted; run {again} first.")
-    if len({result.get("started") for result in results}) > 1:
-        raise UserError(f"these results are not of one command; run {again} first.")
-    if search and results[0]["search"] != describe(search):
-        raise UserError(f"these results do not belong to {describe(search)}; run {again} first.")
-    return results, results[0]["data"]
-
-
 def plot(curves, legend, name, out, source):
     """Training loss and validation accuracy against the epoch, a line per label.
 
@@ -547,23 +429,87 @@ def plot(curves, legend, name, out, source):
     utils.save_figure(figure, out, name, source)
 
 
-def plot_results(results, search, out, source):
+def plot_results(args, results, search):
     """The figure of a command: the rates of a search, both networks at the best, or one network."""
     groups = by_rate(results)
-    config = results[0]["config"]
+    network = network_name(results[0]["config"])
     if len(groups) > 1:
         legend = "learning rate"
-        name = "CNN-rates-strided" if config["no_maxpool"] else "CNN-rates"
+        name = "CNN-rates-strided" if args.no_maxpool else "CNN-rates"
         curves = groups
     else:
         (rate,) = groups
         legend = f"learning rate {rate}"
-        name = f"CNN-{network_name(config)}-lr{rate}"
-        curves = {"strides" if config["no_maxpool"] else "max-pooling": results}
-        if search and config["no_maxpool"]:
+        name = f"CNN-{network}-lr{rate}"
+        curves = {"strides" if args.no_maxpool else "max-pooling": results}
+        if search and args.no_maxpool:
             name = "CNN-networks"
-            curves = {"max-pooling": by_rate(search["rows"])[rate], **curves}
-    plot(curves, legend, name + name_ending(config), out, source)
+            searched = load_results(args, search["runs"])
+            curves = {"max-pooling": by_rate(searched)[rate], **curves}
+    results = [result for group in curves.values() for result in group]
+    source = common_source(args, results)
+    plot(curves, legend, name + name_ending(results[0]["config"]), args.out, source)
+
+
+# -------------------------------------------------------------------------------------------- runs
+NAMED_FLAGS = ("epochs", "batch_size", "l2_decay", "dropout", "optimizer")
+
+
+def network_name(config):
+    return "strided" if config["no_maxpool"] else "maxpool"
+
+
+def name_ending(config):
+    """What a name tells because it differs from the defaults: "" or, for example, "-epochs150"."""
+    default = make_parser().get_default
+    changed = [flag for flag in NAMED_FLAGS if config[flag] != default(flag)]
+    return "".join(f"-{flag}{config[flag]}" for flag in changed)
+
+
+def plan_runs(args, rates):
+    """A run for every rate and seed: {its name, such as q2-maxpool-lr0.01-seed42: its config}."""
+    planned = {}
+    for rate in rates:
+        for seed in args.seed:
+            config = {**vars(args), "learning_rate": rate, "seed": seed}
+            del config["out"], config["name"], config["plot_only"]  # where and how, not what
+            name = f"q2-{network_name(config)}-lr{rate}-seed{seed}{name_ending(config)}"
+            planned[name] = config
+    return planned
+
+
+def train_all(planned, out, search=None, network=CNN):
+    """Train the `planned` {name: config}; returns the results, in that order.
+
+    On the CPU they train side by side, in a process each; on a GPU in turns, as each process would
+    need memory of its own there.
+    """
+    jobs = []
+    for position, (name, config) in enumerate(planned.items()):
+        jobs.append((name, config, out, search and describe(search), network, position))
+        load_data(config["data"])  # once: processes that are forked share it
+    if runs.pick_device(config["device"]).type != "cpu":
+        return [train(*job) for job in jobs]
+    # Two to a processor: three rates on two processors train at once, none waits for the others.
+    return list(runs.side_by_side(train, jobs, n_processes=2 * runs.usable_cpus()))
+
+
+AGAIN = "the same command without -plot_only"
+
+
+def load_results(args, names):
+    """The results of these runs, saved by an earlier command."""
+    results = [runs.load_result(args.out, name, AGAIN) for name in names]
+    if any(result["status"] == "interrupted" for result in results):
+        raise UserError(f"a run in {args.out} was interrupted; run {AGAIN} first.")
+    return results
+
+
+def common_source(args, results):
+    """What these results say of their data; UserError unless all are of the same."""
+    if len({result["data"]["sha256"] for result in results}) > 1:
+        raise UserError(f"the results in {args.out} are not all of the same data; run {AGAIN}.")
+    return results[0]["data"]["source"]
 
 
 # ------------------------------------------------------------------------------------ command line
@@ -605,27 +551,24 @@ def check_flags(args):
 
 def main(args):
     """Train every learning rate with every seed, or load that; print, draw, choose, save."""
-    torch.set_num_threads(1)
     check_flags(args)
     runs.check_writable(args.out)
-    if not args.plot_only:
-        load_data(args.data)
-        importlib.import_module("torch._dynamo")  # as optimisers do at their first step: once here
     search = None
     rates = args.learning_rate
     if rates == ["best"]:
-        search = find_search(args)
+        search = load_search(args)
         rates = [search["best"]["learning_rate"]]
+        print(f"learning rate {rates[0]}: the best by {describe(search)}")
+
     planned = plan_runs(args, rates)
     if args.plot_only:
-        results, data = load_runs(args, planned, search)
+        results = load_results(args, planned)
     else:
-        results = train_runs(planned, args.out, search)
-        data = results[0]["data"]
-
+        results = train_all(planned, args.out, search)
     table = summarise(results)
     print_table(table)
-    plot_results(results, search, args.out, data["source"])
+    plot_results(args, results, search)
+
     if len(rates) > 1:
         best = best_row(table)
         if not args.plot_only:
@@ -633,7 +576,7 @@ def main(args):
         print(f"best by validation accuracy: learning rate {best['learning_rate']}")
     elif not table[0]["finished"]:
         raise UserError("the loss became infinite or NaN in every run; try a smaller rate.")
-    print(f"data: {data['source']}; results and figures are in {args.out}/")
+    print(f"data: {results[0]['data']['source']}; results and figures are in {args.out}/")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import zipfile
 import zlib
 from concurrent.futures import ProcessPoolExecutor
@@ -528,33 +527,25 @@ def set_aside(path):
 
 
 # ---------------------------------------------------------------------------------- many processes
-def _begin_worker():
-    """In a worker: Ctrl-C is for the parent, and where that was killed, the worker ends too."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
 def side_by_side(function, jobs, n_processes=None):
     """Yield `function(*job)` for every job, in order, computed on several processes.
 
     By default as many as processors may be used, and never more than there are jobs. UserError
-    when a process was killed, as happens when memory runs out. Where processes can be forked they
-    start at once, with all that is imported and loaded.
+    when a process was killed, as happens when memory runs out.
     """
     n_processes = max(1, min(n_processes or usable_cpus(), len(jobs)))
+    # On Linux they are forked: they start at once, with all that is imported and loaded.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(n_processes, context, initializer=_begin_worker)
+    ignore_interrupts = (signal.SIGINT, signal.SIG_IGN)  # they are for the parent
+    pool = ProcessPoolExecutor(n_processes, context, signal.signal, ignore_interrupts)
     try:
-        results = [pool.submit(function, *job) for job in jobs]
-        for result in results:
-            yield result.result()
+        yield from pool.map(function, *zip(*jobs, strict=True))
     except BaseException as error:
-        for child in multiprocessing.active_children():
-            child.terminate()  # nobody waits for its result any more
+        for worker in multiprocessing.active_children():
+            worker.terminate()  # nobody waits for its result any more
         if isinstance(error, BrokenProcessPool):
             reason = "a worker process was killed, mostly for want of memory"
             raise UserError(f"{reason}; close other programs and run it again.") from error
         raise
     finally:
-        pool.shutdown(wait=False)
+        pool.shutdown()

@@ -351,7 +351,6 @@ def plain_table(groups):
 def plain_search(folder, data, groups, best):
     """What the results file of the search should hold."""
     all_runs = [result for group in groups.values() for result in group]
-    kept = ("run", "config", "seed", "status", "parameters", "epochs", "test")
     return {
         "question": "q2",
         "run": SEARCH,
@@ -365,7 +364,6 @@ def plain_search(folder, data, groups, best):
         "table": plain_table(groups),
         "chosen_by": "val_accuracy",
         "best": best,
-        "rows": [{key: result[key] for key in kept} for result in all_runs],
     }
 
 

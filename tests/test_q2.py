@@ -150,17 +150,6 @@ def test_everything_lies_on_the_device(no_maxpool):
 
 
 # -------------------------------------------------------------------------- training and evaluation
-def test_epoch_loss_is_this_epochs_mean_over_images():
-    torch.manual_seed(1)
-    X, y = torch.rand(10, 1, 28, 28), torch.randint(4, (10,))
-    model = q2.CNN(0.0)
-    frozen = torch.optim.SGD(model.parameters(), 0.0)  # a rate of 0: the same weights throughout
-    for _ in range(2):  # the second epoch must not remember the first
-        loss = q2.train_epoch(X, y, model, frozen, batch_size=4)  # 4, 4 and 2 images
-        by_hand = sum(-model(X)[i, y[i]].item() for i in range(10)) / 10
-        assert loss == pytest.approx(by_hand, abs=1e-6)
-
-
 def test_images_are_shifted_by_whole_pixels_in_four_directions(monkeypatch):
     X = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
     X[0, 0, 10, 20] = 1
@@ -262,12 +251,18 @@ def test_a_lucky_run_does_not_win_for_a_rate_at_which_others_diverged():
     ],
 )
 def test_a_figure_is_named_for_what_it_shows(monkeypatch, rates, no_maxpool, is_of_search, name):
-    monkeypatch.setattr(q2, "plot", Mock())
-    config = vars(q2.make_parser().parse_args(["-epochs", "3"]))
+    words = ["-epochs", "3", "-out", "out", *["-no_maxpool"][:no_maxpool]]
+    args = q2.make_parser().parse_args(words)
     rows = [
-        {"config": {**config, "learning_rate": rate, "no_maxpool": no_maxpool}} for rate in rates
+        {
+            "config": {**vars(args), "learning_rate": rate},
+            "data": {"sha256": "1", "source": "spots"},
+        }
+        for rate in rates
     ]
-    q2.plot_results(rows, {"rows": rows} if is_of_search else None, "out", "spots")
+    monkeypatch.setattr(q2, "plot", Mock())
+    monkeypatch.setattr(q2, "load_results", lambda args, names: rows)
+    q2.plot_results(args, rows, {"runs": []} if is_of_search else None)
     assert q2.plot.call_args.args[2:] == (name, "out", "spots")
 
 
@@ -364,17 +359,18 @@ def test_the_last_search_counts_and_one_of_other_flags_is_kept(flags, capsys, mo
     assert results(out)["q2-other"]["config"]["learning_rate"] == [0.1, 0.0001]
     call(*flags, *RATES, "-no_maxpool")  # the strided network's own search is another file
     assert results(out)[NAME]["config"]["learning_rate"] == [0.2, 0.0001]
-    with pytest.raises(UserError, match=r"had learning_rate \[0.2, 0.0001\], not \[0.1"):
-        call(*flags, *RATES, "-plot_only")
+    call(*flags, *RATES, "-plot_only")  # each run has its own file
 
 
 def test_the_committed_searches_are_read_by_todays_code():
     for epochs, name in ((15, "search"), (150, "search-epochs150")):
         words = f"-out {ROOT / 'report'} -name {name} -epochs {epochs} -plot_only"
         args = q2.make_parser().parse_args([*words.split(), "-seed", "42", "43", "44", "45", "46"])
-        search = q2.find_search(args)
+        search = q2.load_search(args)
         assert search["best"]["learning_rate"] == (0.1 if epochs == 15 else 0.01)
-        assert search["table"] == q2.summarise(search["rows"])
+        results = q2.load_results(args, search["runs"])
+        assert search["table"] == q2.summarise(results)
+        assert q2.best_row(search["table"]) == search["best"]
 
 
 def test_the_assignments_own_two_commands_train_on_octmnist(oct_folder, monkeypatch):
@@ -389,10 +385,11 @@ def test_the_assignments_own_two_commands_train_on_octmnist(oct_folder, monkeypa
         call("-epochs", 1)
 
 
-def test_results_of_two_commands_are_not_drawn_together(flags):
+def test_results_of_other_data_are_not_drawn_together(flags):
     path = out_of(flags) / "results" / "q2-maxpool-lr0.1-seed2-epochs3.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "started": "yesterday"}))
-    with pytest.raises(UserError, match="not of one command; run the same command without"):
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps({**result, "data": {**result["data"], "sha256": "another"}}))
+    with pytest.raises(UserError, match="not all of the same data; run the same command without"):
         call(*flags, "-learning_rate", 0.1, "-plot_only")
 
 
@@ -442,17 +439,11 @@ def test_one_process_a_run_but_one_for_all_on_a_gpu(flags, monkeypatch, device, 
     fork = Mock(side_effect=in_turn)
     monkeypatch.setattr(runs, "side_by_side", fork)
     monkeypatch.setattr(runs, "pick_device", lambda name: torch.device(device))
-    monkeypatch.setattr(q2, "train_run", lambda name, *_: name)
+    monkeypatch.setattr(q2, "train", lambda name, *_: name)
     args = q2.make_parser().parse_args([str(flag) for flag in flags])
     planned = q2.plan_runs(args, [0.1, 0.01])
-    assert q2.train_runs(planned, args.out) == list(planned) and fork.call_count == n_forks
+    assert q2.train_all(planned, args.out) == list(planned) and fork.call_count == n_forks
     assert q2.load_data.cache_info().currsize == 1  # here: processes share the images
-
-
-@pytest.mark.parametrize("n_runs, expected", [(1, 1), (8, 8), (9, 4)])
-def test_few_runs_share_the_processors_and_many_take_turns(monkeypatch, n_runs, expected):
-    monkeypatch.setattr(runs, "usable_cpus", lambda: 4)
-    assert q2.n_processes(n_runs) == expected
 
 
 # ---------------------------------------------------------------------------------------- all flags
@@ -520,7 +511,7 @@ def test_bad_flags_are_refused(words, flags):
 
 def test_a_folder_that_cannot_be_written_is_found_before_training(flags, monkeypatch):
     """`runs.run_script` makes a sentence of it."""
-    monkeypatch.setattr(q2, "train_runs", Mock(side_effect=AssertionError("it trains")))
+    monkeypatch.setattr(q2, "train_all", Mock(side_effect=AssertionError("it trains")))
     with pytest.raises(UserError, match=r"octmnist\.npz.*: Not a directory"):
         call(*flags, "-out", flags[1] / "octmnist.npz")
 

@@ -50,7 +50,7 @@ def main(args):
     """Train the seeds side by side, and print their table."""
     args.out = args.out or runs.default_out(args.data)
     runs.check_writable(args.out)
-    results = q2.train_runs(plan_runs(args), args.out, network=AveragePoolingCNN)
+    results = q2.train_all(plan_runs(args), args.out, network=AveragePoolingCNN)
     q2.print_table(q2.summarise(results))
     print(f"data: {results[0]['data']['source']}; results are in {args.out}/")
 

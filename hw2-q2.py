@@ -12,8 +12,8 @@ OUT/results/q2-*.json and OUT/figures/CNN-*.{pdf,png}. Q2.3's counts are
 `get_number_trainable_params` and, for what else differs between the networks,
 `count_multiply_accumulates` and `accuracy_shifted`.
 
-From top to bottom: the networks, training, evaluation, the choice of a learning rate, plots, and
-the command line, where `main` is.
+From top to bottom: the networks, training, evaluation, the choice of a learning rate, plots, runs
+and their names, and the command line, where `main` is.
 """
 
 import functools
@@ -68,8 +68,7 @@ class CNN(nn.Module):
         self.fc3 = nn.Linear(120, n_classes)
         self.dropout = nn.Dropout(dropout_prob)
 
-        # This memory layout saves 16 to 19 % of an epoch with max-pooling (batches of 8 and 16, one
-        # thread, AMD EPYC), and costs the strided network nothing.
+        # 16 to 19 % faster with max-pooling (batches of 8 and 16, one thread, AMD EPYC)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x):
@@ -106,7 +105,7 @@ def count_multiply_accumulates(model):
     image = torch.zeros(1, 1, 28, 28, device=model.conv1.weight.device)
     with FlopCounterMode(display=False) as counter:
         predict(model, image)
-    return counter.get_total_flops() // 2  # it counts the multiplication and the addition
+    return counter.get_total_flops() // 2  # a multiply-accumulate counts as two operations there
 
 
 # ---------------------------------------------------------------------------------------- training
@@ -130,19 +129,20 @@ def make_optimizer(model, config):
 
 @functools.cache
 def load_data(folder):
-    """The images, loaded once: the runs of a command share them."""
+    """The images of `folder`/octmnist.npz, loaded once: the runs of a command share them."""
     return utils.load_oct_data(folder)
 
 
-def train(name, config, out, search=None, network=CNN, position=0):
-    """Q2.1: train one network and test it; returns its result, saved as OUT/results/`name`.json.
+def train(name, config, out, rate_source=None, network=CNN, position=0):
+    """Q2.1, Q2.2: train one network, then test it; returns its result, saved as `name`.json.
 
     The file is written after every epoch, with status "interrupted" until training and test are
     over. A run whose loss becomes infinite or NaN stops there and is not tested: "diverged".
-    config: the flags, one rate, one seed. search: in words, where the rate is from. position: the
-    line of the progress bar.
+    config: the flags, with one rate and one seed. rate_source: the search that found the rate, in
+    words. network: another class than CNN, as in tools/pooling_control.py. position: the line of
+    the progress bar.
     """
-    torch.set_num_threads(1)  # a second thread gains nothing at batch 8
+    torch.set_num_threads(1)  # runs train side by side; alone, a second thread gains little
     runs.configure_seed(config["seed"])
     device = runs.pick_device(config["device"])
     splits, data = load_data(config["data"])
@@ -153,7 +153,7 @@ def train(name, config, out, search=None, network=CNN, position=0):
 
     result = runs.new_result("q2", name, runs.command_line(), config, data, device)
     result["started"] = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    result["search"] = search
+    result["search"] = rate_source
     result["parameters"] = get_number_trainable_params(model)
     result["multiply_accumulates"] = count_multiply_accumulates(model)
 
@@ -163,12 +163,12 @@ def train(name, config, out, search=None, network=CNN, position=0):
         started = time.perf_counter()
         model.train()
         total_loss = torch.zeros((), device=device)
-        order = torch.randperm(len(X)).to(device)
+        order = torch.randperm(len(X)).to(device)  # drawn on the CPU: the same on every device
         for batch in order.split(config["batch_size"]):
             loss = train_batch(X[batch], y[batch], model, optimizer, F.nll_loss)
             total_loss += loss * len(batch)
             progress.update()
-        train_loss = total_loss.item() / len(X)  # the mean over this epoch's images
+        train_loss = total_loss.item() / len(X)  # of each image before its step, with dropout
         if not math.isfinite(train_loss):
             result["status"] = "diverged"
             progress.write(f"{name}  epoch {epoch:3}  the loss became infinite or NaN")
@@ -242,7 +242,8 @@ def test_metrics(model, X, y):
 def mean_auc(probabilities, truth):
     """The mean over the classes of the AUC of each against the others.
 
-    probabilities (N, n_classes), truth (N,). None where a class is missing, or a number.
+    probabilities (N, n_classes), truth (N,). None if a class does not occur in `truth`, or a
+    probability is NaN.
     """
     if len(truth.unique()) < probabilities.shape[1] or probabilities.isnan().any():
         return None
@@ -274,7 +275,8 @@ def shifted(X, dy, dx):
 
 
 # ---------------------------------------------------------------------------------- learning rates
-METRICS = ("val_accuracy", "accuracy", "auc", "accuracy_course_subset")  # a search's table
+METRICS = ("val_accuracy", "accuracy", "auc", "accuracy_course_subset")  # all but one of the test
+SETTINGS = ("epochs", "batch_size", "l2_decay", "dropout", "optimizer")  # the same in a search
 
 
 def by_rate(results):
@@ -299,9 +301,10 @@ def summarise(results):
         finished = [result for result in group if result["status"] == "finished"]
         n_diverged = len(group) - len(finished)
         row = {"learning_rate": rate, "finished": len(finished), "diverged": n_diverged}
+        values = {key: [result["test"].get(key) for result in finished] for key in METRICS}
+        values["val_accuracy"] = [result["epochs"][-1]["val_accuracy"] for result in finished]
         for key in METRICS:
-            values = [{**result["epochs"][-1], **result["test"]}[key] for result in finished]
-            row[key] = mean_and_deviation([value for value in values if value is not None])
+            row[key] = mean_and_deviation([value for value in values[key] if value is not None])
         table.append(row)
     return table
 
@@ -324,14 +327,14 @@ def best_row(table):
     Only a rate at which the runs of all seeds finished can win: a mean over those that did not
     diverge would let one lucky run beat five good ones.
     """
-    whole = [row for row in table if row["diverged"] == 0]
-    if not whole:
+    eligible = [row for row in table if row["diverged"] == 0]
+    if not eligible:
         rates = ", ".join(f"{row['learning_rate']} ({row['diverged']})" for row in table)
         raise UserError(
             f"the loss became infinite or NaN at every learning rate (in so many runs): {rates}; "
             "try smaller ones."
         )
-    return max(whole, key=lambda row: row["val_accuracy"][0])
+    return max(eligible, key=lambda row: row["val_accuracy"][0])
 
 
 def save_search(args, results, table, best):
@@ -344,7 +347,7 @@ def save_search(args, results, table, best):
     search = {
         "run": f"q2-{args.name}-strided" if args.no_maxpool else f"q2-{args.name}",
         **{key: first[key] for key in shared},
-        "config": {**first["config"], "learning_rate": list(by_rate(results)), "seed": args.seed},
+        "config": {**first["config"], "learning_rate": args.learning_rate, "seed": args.seed},
         "status": "finished",
         "runs": [result["run"] for result in results],
         "table": table,
@@ -354,7 +357,7 @@ def save_search(args, results, table, best):
     path = Path(args.out) / "results" / f"{search['run']}.json"
     if path.exists():
         before = runs.load_result(args.out, search["run"])
-        flags = ("learning_rate", "seed", *NAMED_FLAGS)
+        flags = ("learning_rate", "seed", *SETTINGS)
         has_same_flags = all(before["config"][f] == search["config"][f] for f in flags)
         if not has_same_flags or before["data"]["sha256"] != search["data"]["sha256"]:
             runs.set_aside(path)
@@ -362,16 +365,17 @@ def save_search(args, results, table, best):
 
 
 def load_search(args):
-    """The search whose best rate `-learning_rate best` takes; UserError if there is none that fits.
+    """The search whose best rate `-learning_rate best` takes, and the results of its runs.
 
-    Q2.2 takes the rate that was best in Q2.1, of the same seeds, settings and data.
+    Q2.2 takes the rate that was best in Q2.1, with max-pooling. UserError unless there is a search
+    of the same seeds, settings and data.
     """
     name = f"q2-{args.name}"
     again = "search with -learning_rate 0.1 0.01 0.001 and the same other flags first"
     if not (Path(args.out) / "results" / f"{name}.json").exists():
         raise UserError(f"{args.out}/results has no {name}.json; {again}.")
     search = runs.load_result(args.out, name)
-    for flag in ("seed", *NAMED_FLAGS):
+    for flag in ("seed", *SETTINGS):
         had, now = search["config"][flag], getattr(args, flag)
         if had != now:
             raise UserError(f"{name} in {args.out} had {flag} {had}, not {now}; {again}.")
@@ -380,7 +384,7 @@ def load_search(args):
         if data["sha256"] != search["data"]["sha256"]:
             source = search["data"]["source"]
             raise UserError(f"{name} in {args.out} is of other data ({source}); {again}.")
-    return search
+    return search, load_results(args, search["runs"], f"the search {name}")
 
 
 def describe(search):
@@ -429,8 +433,11 @@ def plot(curves, legend, name, out, source):
     utils.save_figure(figure, out, name, source)
 
 
-def plot_results(args, results, search):
-    """The figure of a command: the rates of a search, both networks at the best, or one network."""
+def plot_results(args, results, searched, source):
+    """The figure of a command: the rates of a search, both networks at the best, or one network.
+
+    searched: with `-learning_rate best` the results of that search.
+    """
     groups = by_rate(results)
     network = network_name(results[0]["config"])
     if len(groups) > 1:
@@ -442,19 +449,13 @@ def plot_results(args, results, search):
         legend = f"learning rate {rate}"
         name = f"CNN-{network}-lr{rate}"
         curves = {"strides" if args.no_maxpool else "max-pooling": results}
-        if search and args.no_maxpool:
+        if searched and args.no_maxpool:
             name = "CNN-networks"
-            searched = load_results(args, search["runs"])
             curves = {"max-pooling": by_rate(searched)[rate], **curves}
-    results = [result for group in curves.values() for result in group]
-    source = common_source(args, results)
     plot(curves, legend, name + name_ending(results[0]["config"]), args.out, source)
 
 
 # -------------------------------------------------------------------------------------------- runs
-NAMED_FLAGS = ("epochs", "batch_size", "l2_decay", "dropout", "optimizer")
-
-
 def network_name(config):
     return "strided" if config["no_maxpool"] else "maxpool"
 
@@ -462,7 +463,7 @@ def network_name(config):
 def name_ending(config):
     """What a name tells because it differs from the defaults: "" or, for example, "-epochs150"."""
     default = make_parser().get_default
-    changed = [flag for flag in NAMED_FLAGS if config[flag] != default(flag)]
+    changed = [flag for flag in SETTINGS if config[flag] != default(flag)]
     return "".join(f"-{flag}{config[flag]}" for flag in changed)
 
 
@@ -472,13 +473,13 @@ def plan_runs(args, rates):
     for rate in rates:
         for seed in args.seed:
             config = {**vars(args), "learning_rate": rate, "seed": seed}
-            del config["out"], config["name"], config["plot_only"]  # where and how, not what
+            del config["out"], config["name"], config["plot_only"]  # no matter for the result
             name = f"q2-{network_name(config)}-lr{rate}-seed{seed}{name_ending(config)}"
             planned[name] = config
     return planned
 
 
-def train_all(planned, out, search=None, network=CNN):
+def train_all(planned, out, rate_source=None, network=CNN):
     """Train the `planned` {name: config}; returns the results, in that order.
 
     On the CPU they train side by side, in a process each; on a GPU in turns, as each process would
@@ -486,29 +487,28 @@ def train_all(planned, out, search=None, network=CNN):
     """
     jobs = []
     for position, (name, config) in enumerate(planned.items()):
-        jobs.append((name, config, out, search and describe(search), network, position))
-        load_data(config["data"])  # once: processes that are forked share it
-    if runs.pick_device(config["device"]).type != "cpu":
+        jobs.append((name, config, out, rate_source, network, position))
+    first = jobs[0][1]
+    load_data(first["data"])  # here, so that forked processes share the images
+    if runs.pick_device(first["device"]).type != "cpu":
         return [train(*job) for job in jobs]
-    # Two to a processor: three rates on two processors train at once, none waits for the others.
+    # Two to a processor: three rates on two processors train at once, and none is left for later.
     return list(runs.side_by_side(train, jobs, n_processes=2 * runs.usable_cpus()))
 
 
-AGAIN = "the same command without -plot_only"
-
-
-def load_results(args, names):
-    """The results of these runs, saved by an earlier command."""
-    results = [runs.load_result(args.out, name, AGAIN) for name in names]
+def load_results(args, names, command="the same command without -plot_only"):
+    """The results of these runs, which `command` saved."""
+    results = [runs.load_result(args.out, name, command) for name in names]
     if any(result["status"] == "interrupted" for result in results):
-        raise UserError(f"a run in {args.out} was interrupted; run {AGAIN} first.")
+        raise UserError(f"a run in {args.out} was interrupted; run {command} first.")
     return results
 
 
 def common_source(args, results):
-    """What these results say of their data; UserError unless all are of the same."""
+    """Where the data of all these results are from; UserError unless they are the same data."""
     if len({result["data"]["sha256"] for result in results}) > 1:
-        raise UserError(f"the results in {args.out} are not all of the same data; run {AGAIN}.")
+        again = "train all of them again, without -plot_only"
+        raise UserError(f"the results in {args.out} are not all of the same data; {again}.")
     return results[0]["data"]["source"]
 
 
@@ -532,12 +532,12 @@ def make_parser():
     parser.flag("name", default="search", help="of the file that a search writes, and best reads")
     parser.flag("seed", type=runs.SEED, nargs="+", default=[42], help="one or several")
     parser.flag("device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
-    parser.flag("plot_only", action="store_true", help="draw the results in OUT, without training")
+    parser.flag("plot_only", action="store_true", help="take the results in OUT; do not train")
     return parser
 
 
 def check_flags(args):
-    """Refuse what contradicts itself; put rates and seeds in the order of names; say where to."""
+    """Refuse contradictions; put the rates from the largest, the seeds from the smallest."""
     args.out = args.out or runs.default_out(args.data)
     if "best" in args.learning_rate and len(args.learning_rate) > 1:
         raise UserError("-learning_rate best stands alone; leave out the other rates, or best.")
@@ -550,33 +550,32 @@ def check_flags(args):
 
 
 def main(args):
-    """Train every learning rate with every seed, or load that; print, draw, choose, save."""
+    """Train every learning rate with every seed, or load that; print, choose, save, draw."""
+    args.out = args.out or runs.default_out(args.data)
     check_flags(args)
     runs.check_writable(args.out)
-    search = None
-    rates = args.learning_rate
+    rates, rate_source, searched = args.learning_rate, None, []
     if rates == ["best"]:
-        search = load_search(args)
-        rates = [search["best"]["learning_rate"]]
-        print(f"learning rate {rates[0]}: the best by {describe(search)}")
+        search, searched = load_search(args)
+        rates, rate_source = [search["best"]["learning_rate"]], describe(search)
+        print(f"learning rate {rates[0]}: the best by {rate_source}")
 
     planned = plan_runs(args, rates)
     if args.plot_only:
         results = load_results(args, planned)
     else:
-        results = train_all(planned, args.out, search)
+        results = train_all(planned, args.out, rate_source)
+    source = common_source(args, [*results, *searched])
     table = summarise(results)
     print_table(table)
-    plot_results(args, results, search)
-
     if len(rates) > 1:
         best = best_row(table)
-        if not args.plot_only:
-            save_search(args, results, table, best)
+        save_search(args, results, table, best)
         print(f"best by validation accuracy: learning rate {best['learning_rate']}")
     elif not table[0]["finished"]:
         raise UserError("the loss became infinite or NaN in every run; try a smaller rate.")
-    print(f"data: {results[0]['data']['source']}; results and figures are in {args.out}/")
+    plot_results(args, results, searched, source)
+    print(f"data: {source}; results and figures are in {args.out}/")
 
 
 if __name__ == "__main__":

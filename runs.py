@@ -455,9 +455,9 @@ def load_result(out, run, command="the command that makes it"):
         with file_errors(path):
             result = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is damaged; run {command} again.") from error
+        raise UserError(f"{path} is damaged; delete it, then run {command}.") from error
     if not isinstance(result, dict) or "question" not in result:
-        raise UserError(f"{path} is no results file; run {command} again.")
+        raise UserError(f"{path} is no results file; delete it, then run {command}.")
     return result
 
 
@@ -539,7 +539,8 @@ def side_by_side(function, jobs, n_processes=None):
     ignore_interrupts = (signal.SIGINT, signal.SIG_IGN)  # they are for the parent
     pool = ProcessPoolExecutor(n_processes, context, signal.signal, ignore_interrupts)
     try:
-        yield from pool.map(function, *zip(*jobs, strict=True))
+        for result in [pool.submit(function, *job) for job in jobs]:
+            yield result.result()
     except BaseException as error:
         for worker in multiprocessing.active_children():
             worker.terminate()  # nobody waits for its result any more

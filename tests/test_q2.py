@@ -253,16 +253,9 @@ def test_a_lucky_run_does_not_win_for_a_rate_at_which_others_diverged():
 def test_a_figure_is_named_for_what_it_shows(monkeypatch, rates, no_maxpool, is_of_search, name):
     words = ["-epochs", "3", "-out", "out", *["-no_maxpool"][:no_maxpool]]
     args = q2.make_parser().parse_args(words)
-    rows = [
-        {
-            "config": {**vars(args), "learning_rate": rate},
-            "data": {"sha256": "1", "source": "spots"},
-        }
-        for rate in rates
-    ]
+    rows = [{"config": {**vars(args), "learning_rate": rate}} for rate in rates]
     monkeypatch.setattr(q2, "plot", Mock())
-    monkeypatch.setattr(q2, "load_results", lambda args, names: rows)
-    q2.plot_results(args, rows, {"runs": []} if is_of_search else None)
+    q2.plot_results(args, rows, rows if is_of_search else [], "spots")
     assert q2.plot.call_args.args[2:] == (name, "out", "spots")
 
 
@@ -366,9 +359,8 @@ def test_the_committed_searches_are_read_by_todays_code():
     for epochs, name in ((15, "search"), (150, "search-epochs150")):
         words = f"-out {ROOT / 'report'} -name {name} -epochs {epochs} -plot_only"
         args = q2.make_parser().parse_args([*words.split(), "-seed", "42", "43", "44", "45", "46"])
-        search = q2.load_search(args)
+        search, results = q2.load_search(args)
         assert search["best"]["learning_rate"] == (0.1 if epochs == 15 else 0.01)
-        results = q2.load_results(args, search["runs"])
         assert search["table"] == q2.summarise(results)
         assert q2.best_row(search["table"]) == search["best"]
 
@@ -389,7 +381,7 @@ def test_results_of_other_data_are_not_drawn_together(flags):
     path = out_of(flags) / "results" / "q2-maxpool-lr0.1-seed2-epochs3.json"
     result = json.loads(path.read_text())
     path.write_text(json.dumps({**result, "data": {**result["data"], "sha256": "another"}}))
-    with pytest.raises(UserError, match="not all of the same data; run the same command without"):
+    with pytest.raises(UserError, match="not all of the same data; train all of them again"):
         call(*flags, "-learning_rate", 0.1, "-plot_only")
 
 

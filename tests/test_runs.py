@@ -153,7 +153,7 @@ def test_results_come_back_and_damaged_ones_are_one_sentence(tmp_path):
     file = tmp_path / "results" / "q1.json"
     for content, said in ((file.read_text()[:50], "damaged"), ("[]", "is no results file")):
         file.write_text(content)
-        with pytest.raises(UserError, match=rf"q1\.json.* {said}; run make q1"):
+        with pytest.raises(UserError, match=rf"q1\.json.* {said}; delete it, then run make q1"):
             runs.load_result(tmp_path, "q1", "make q1")
     with pytest.raises(UserError, match="does not exist; run make q2 first"):
         runs.load_result(tmp_path, "q2", "make q2")

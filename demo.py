@@ -59,8 +59,14 @@ def picture(model, samples, written):
 
 
 def write_down(model, path):
-    """The text of a recording, and where the decoder listened, as far as it fits in a picture."""
-    samples = utils.read_audio(path, name="The recording")
+    """The text of a recording, and where the decoder listened, as far as it fits in a picture.
+
+    In place of the text what is wrong with the recording, in brackets.
+    """
+    try:
+        samples = utils.read_audio(path, name="The recording")
+    except runs.UserError as error:
+        return f"({error})", None
     written = transcribe.transcribe_samples(model, samples)
     text = transcribe.text_of(written)
     if not text:
@@ -86,10 +92,7 @@ def main(args):
         gradio = import_gradio()
 
         def answer(path):
-            try:
-                return write_down(model, path) if path else ("", None)
-            except runs.UserError as error:
-                raise gradio.Error(str(error)) from error
+            return write_down(model, path) if path else ("", None)
 
         with gradio.Blocks(title="Speech to text, letter by letter") as page:
             sound = gradio.Audio(

@@ -332,7 +332,7 @@ def read_audio(path, name=None):
         try:
             channels, rate = soundfile.read(file, dtype="float32", always_2d=True)  # (n, channels)
         except soundfile.LibsndfileError as error:
-            advice = f"convert it, as with `ffmpeg -i {path.name} {path.stem}.wav`"
+            advice = f"convert it, as with `ffmpeg -i {path.name} {path.stem}-new.wav`"
             problem = "is no readable sound file (WAV, FLAC, OGG or MP3)"
             raise UserError(f"{name} {problem}; {advice}.") from error
     if is_cut:

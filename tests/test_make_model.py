@@ -30,11 +30,13 @@ def checkpoint(tmp_path):
         "data": {"source": "tones", "counts": {"train": 7}},
         "parameters": 1234,
         "command": "make model",
+        "status": "finished",
         "started_from": {"data": {"source": "synthetic tones", "counts": {"train": 9}}},
     }
     weights = {"model": model.state_dict(), "sizes": asdict(sizes)}
     path = tmp_path / "checkpoints" / "q3-transformer-finetuned.pt"
-    runs.save_checkpoint(path, {**weights, "probe": Q3.make_probe(model), "result": result})
+    probe = runs.make_probe(model, Q3.answer, Q3.QUESTION)
+    runs.save_checkpoint(path, {**weights, "probe": probe, "result": result})
     return path
 
 

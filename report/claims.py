@@ -248,12 +248,14 @@ def q2_2_the_order_at_the_larger_rate_is_reversed_but_not_beyond_chance(results)
 @claim
 def q2_3_the_lead_comes_from_dme_and_drusen(results):
     runs = q2.networks(results)
-    pair = runs["pool150"], runs["strided150"]
-    found = [[mean(q2.recall(group, k)) for k in range(4)] for group in pair]
-    leads = [pool - strided for pool, strided in zip(*found)]
-    hardest = [sorted(range(4), key=row.__getitem__)[:2] for row in found]
-    three_quarters = 0.7 * sum(leads) < leads[1] + leads[2] < 0.8 * sum(leads)
-    return three_quarters and all(set(pair) == {1, 2} for pair in hardest)
+    pool, strided = (
+        {name: mean(values) for name, values in q2.recalls(runs[network]).items()}
+        for network in ("pool150", "strided150")
+    )
+    lead = {name: pool[name] - strided[name] for name in pool}
+    both, total = lead["DME"] + lead["drusen"], sum(lead.values())
+    hardest = [set(sorted(found, key=found.get)[:2]) for found in (pool, strided)]
+    return 0.7 * total < both < 0.8 * total and hardest == [{"DME", "drusen"}] * 2
 
 
 @claim

@@ -3,7 +3,6 @@
 Runs of 15 epochs have plain names, such as "pool"; those of 150 epochs end in "150".
 """
 
-import functools
 import math
 from statistics import mean
 
@@ -37,9 +36,7 @@ def numbers(results):
     shares = {split: class_shares(short, split) for split in ("train", "val", "test")}
     numbers = {
         "n_seeds": len(runs["pool"]),
-        "n_train": whole(n_images["train"]),
-        "n_val": n_images["val"],
-        "n_test": n_images["test"],
+        **{f"n_{split}": whole(n) for split, n in n_images.items()},
         "n_images": whole(sum(n_images.values())),
         "batch_size": short["config"]["batch_size"],
         "updates_an_epoch": updates(short) // short["config"]["epochs"],
@@ -83,12 +80,12 @@ def networks(results):
     at the largest rate.
     """
     found = {}
-    for name, title in (("pool", "maxpool"), ("strided", "strided"), ("average", "avgpool")):
-        for end, epochs in (("", ""), ("150", "-epochs150")):
-            rate = search(results, epochs)["best"]["learning_rate"]
+    for epochs, end in (("", ""), ("-epochs150", "150")):
+        rate = search(results, epochs)["best"]["learning_rate"]
+        for name, title in (("pool", "maxpool"), ("strided", "strided"), ("average", "avgpool")):
             found[name + end] = network(results, title, rate, epochs)
-    for name, title in (("pool", "maxpool"), ("strided", "strided")):
-        found[f"{name}150_fast"] = network(results, title, RATES[0], "-epochs150")
+    found["pool150_fast"] = network(results, "maxpool", RATES[0], "-epochs150")
+    found["strided150_fast"] = network(results, "strided", RATES[0], "-epochs150")
     return found
 
 
@@ -105,15 +102,21 @@ def scores_of(runs):
     }
 
 
-def cells_of(runs):
-    """The same as cells of a table: training loss, validation, test, test AUC."""
-    values = last(runs, "train_loss"), last(runs, "val_accuracy")
-    return [spread(x) for x in (*values, test(runs, "accuracy"), test(runs, "auc"))]
+def measures(runs):
+    """{what the tables show: its value in each run}."""
+    return {
+        "training loss": last(runs, "train_loss"),
+        "validation": last(runs, "val_accuracy"),
+        "test": test(runs, "accuracy"),
+        "test AUC": test(runs, "auc"),
+    }
 
 
-def recall(runs, k):
-    """The share of the test images of class k that each run finds."""
-    return [table[k][k] / sum(table[k]) for table in test(runs, "confusion")]
+def recalls(runs):
+    """{class: the share of its test images that each run finds}."""
+    tables = test(runs, "confusion")
+    classes = enumerate(utils.OCT_CLASSES)
+    return {name: [table[k][k] / sum(table[k]) for table in tables] for k, name in classes}
 
 
 def shifted(runs, n):
@@ -141,8 +144,8 @@ def reweighted(search, runs):
     """The accuracy that the recalls on test give with the validation split's mix of classes, and
     the standard error that so few images leave.
     """
-    recalls = [mean(recall(runs, k)) for k in range(len(utils.OCT_CLASSES))]
-    accuracy = np.average(recalls, weights=class_shares(search, "val"))
+    found = [mean(values) for values in recalls(runs).values()]
+    accuracy = np.average(found, weights=class_shares(search, "val"))
     return accuracy, math.sqrt(accuracy * (1 - accuracy) / search["data"]["counts"]["val"])
 
 
@@ -185,15 +188,13 @@ def comparisons(runs, search):
     expected, error = reweighted(search, runs["pool"])
     best, middle, least = (np.array(accuracy[name]) for name in COMPARED)
     share, ends = share_with_interval(best - middle, best - least)
-    validation = [last(runs[name], "val_accuracy") for name in ("pool", "strided")]
-    recalls = [mean(recall(runs["pool"], k)) for k in range(len(utils.OCT_CLASSES))]
     return {
-        "recalls": listing(f"{value:.3f}" for value in recalls),
+        "recalls": listing(average(values) for values in recalls(runs["pool"]).values()),
         "reweighted": f"{expected:.3f}",
         "error_of_val": f"{error:.3f}",
         "lead_size": f"{pool - strided:.3f}",
         "lead": difference(accuracy["pool"], accuracy["strided"]),
-        "lead_val": difference(*validation),
+        "lead_val": difference(*(last(runs[n], "val_accuracy") for n in ("pool", "strided"))),
         "lead_over_images": interval(*over_images(pool, strided, n_test)),
         "lead150": difference(accuracy["pool150"], accuracy["strided150"]),
         "reversed": difference(accuracy["strided150_fast"], accuracy["pool150_fast"]),
@@ -261,7 +262,8 @@ def rate_rows(results, epochs):
     rows = []
     for rate in found["config"]["learning_rate"]:
         runs = network(results, "maxpool", f"{rate:g}", epochs)
-        cells = [str(found["config"]["epochs"]), f"{rate:g}", *cells_of(runs)]
+        cells = [str(found["config"]["epochs"]), f"{rate:g}"]
+        cells += map(spread, measures(runs).values())
         if not epochs and rate == found["best"]["learning_rate"]:
             cells = [f"*{cell}*" for cell in cells]
         rows.append(cells)
@@ -274,31 +276,22 @@ def compared_rows(runs):
     """Q2.2: both networks after 15 epochs, and after 150 at two rates; Q2.3's control after 15."""
     titles = {"pool": "max-pool", "strided": "strided", "average": "average pooling (Q2.3)"}
     rows = []
-    for epochs, end in ((15, ""), (150, "150"), (150, "150_fast")):
-        for name, title in titles.items():
-            if name == "average" and epochs == 150:  # that is in network_rows
-                continue
-            group = runs[name + end]
-            rate = f"{group[0]['config']['learning_rate']:g}"
-            rows.append([f"{epochs}, {rate}", title, *cells_of(group)])
+    for name, found in runs.items():
+        if name != "average150":  # that is in network_rows
+            config, title = found[0]["config"], titles[name.partition("150")[0]]
+            setting = f"{config['epochs']}, {config['learning_rate']:g}"
+            rows.append([setting, title, *map(spread, measures(found).values())])
     return rows
 
 
 def network_rows(runs):
-    """Q2.3: what is measured, for each of the three networks."""
-    found = [runs[name] for name in COMPARED]
-    measures = {
-        "training loss": lambda group: last(group, "train_loss"),
-        "validation": lambda group: last(group, "val_accuracy"),
-        "test": lambda group: test(group, "accuracy"),
-        "test AUC": lambda group: test(group, "auc"),
-    }
-    for k, name in enumerate(utils.OCT_CLASSES):
-        measures[name] = functools.partial(recall, k=k)
-    rows = [["products", *(whole(group[0]["multiply_accumulates"]) for group in found), ""]]
-    for title, measure in measures.items():
-        pool, average, strided = (measure(group) for group in found)
-        size, *ends = welch(pool, strided)
-        lead = f"{signed(size)} ({interval(*ends)})"
-        rows.append([title, spread(pool), spread(average), spread(strided), lead])
+    """Q2.3: what is measured, for each of the three networks, and max-pooling less strides."""
+    groups = [runs[name] for name in COMPARED]
+    products = [whole(group[0]["multiply_accumulates"]) for group in groups]
+    rows = [["products", *products, ""]]
+    found = [{**measures(group), **recalls(group)} for group in groups]
+    for title in found[0]:
+        values = [measured[title] for measured in found]
+        size, *ends = welch(values[0], values[2])
+        rows.append([title, *map(spread, values), f"{signed(size)} ({interval(*ends)})"])
     return rows

@@ -23,25 +23,24 @@ from runs import load_definitions
 import numpy as np
 from scipy import stats
 
+# The notebook's names for its decoders and scores, its colours, and how it scores a text.
 NOTEBOOK = load_definitions(ROOT / "hw2-q3.ipynb", device="cpu")
 NAMES, SCORES, COLOURS = NOTEBOOK.NAMES, NOTEBOOK.SCORES, NOTEBOOK.COLOURS
 score = NOTEBOOK.score
 
 SEEDS = (42, 43, 44)
-SIMILARITY = "damerau_levenshtein"  # the one that is meant where the text says no more
+SIMILARITY = "damerau_levenshtein"  # which one "similarity" alone means
 
 
 def numbers(results):
     lstm, transformer = (full_runs(results, decoder) for decoder in NAMES)
-    counts, config = lstm[0]["data"]["counts"], lstm[0]["config"]
+    config = lstm[0]["config"]
     fine_tuned = real_runs(results, "lstm", "finetuned")[0]
     n_real = fine_tuned["data"]["counts"]
     trial_clips = trials(results, "lstm-trial-ctc")[0]["data"]["counts"]
     greedy, beam = (results["q3-model"]["test"][how] for how in ("greedy", "beam"))
     return {
-        "n_train": whole(counts["train"]),
-        "n_val": whole(counts["val"]),
-        "n_test": whole(counts["test"]),
+        **{f"n_{split}": whole(n) for split, n in lstm[0]["data"]["counts"].items()},
         "n_seeds": len(SEEDS),
         "config": config,
         "warmup": percent(config["warmup"]),
@@ -62,9 +61,7 @@ def numbers(results):
         "example_rows": example_rows(),
         "text_rows": text_rows(results),
         "n_real": whole(sum(n_real.values())),
-        "n_real_train": n_real["train"],
-        "n_real_val": n_real["val"],
-        "n_real_test": n_real["test"],
+        **{f"n_real_{split}": n for split, n in n_real.items()},
         "unrelated_real": f"{fine_tuned['unrelated'][SIMILARITY]:.3f}",
         "real_rows": real_rows(results),
         "greedy": f"{greedy[SIMILARITY]:.3f}",
@@ -80,7 +77,8 @@ def decoder_numbers(results, decoder):
     """What the text says of one decoder."""
     runs = full_runs(results, decoder)
     handed_out = results[f"q3-{decoder}-full-handed-out"]
-    counts = [counts_of(pairs)[decoder] for pairs in clip_pairs(results)]
+    column = list(NAMES).index(decoder)
+    counts = [counts_of(pairs) for pairs in clip_pairs(results)]
     derailed = derailed_counts(results, decoder)
     kinds = kinds_of_failure(results, decoder)
     eighths = np.mean([by_length(run, 8) for run in runs], axis=0)
@@ -93,8 +91,8 @@ def decoder_numbers(results, decoder):
         "val_loss": spread(last(runs, "val_loss")),
         "train_loss": spread(last(runs, "train_loss")),
         "aligned": listing(sorted({passes_half(run) for run in runs})),
-        "exact": extent(count["exact"] for count in counts),
-        "derailed": extent(count["derailed"] for count in counts),
+        "exact": extent(count["exact"][column] for count in counts),
+        "derailed": extent(count["derailed"][column] for count in counts),
         "derails": extent(row["derails"] for row in derailed),
         "kinds": {**kinds, "all": kinds.total()},
         "best_eighth": f"{max(eighths):.3f}",
@@ -156,16 +154,12 @@ def lead_of(pairs):
 
 
 def counts_of(pairs):
-    """{decoder: on how many clips of a seed it is better, exact or derailed}."""
+    """{what: on how many clips of a seed it is so, for the LSTM and for the transformer}."""
     lead = lead_of(pairs)
-    better = {"lstm": (lead < 0).sum(), "transformer": (lead > 0).sum()}
     return {
-        decoder: {
-            "better": int(better[decoder]),
-            "exact": int(is_exact(values).sum()),
-            "derailed": int(is_derailed(values).sum()),
-        }
-        for decoder, values in zip(NAMES, pairs.T)
+        "better": ((lead < 0).sum(), (lead > 0).sum()),
+        "exact": is_exact(pairs).sum(axis=0),
+        "derailed": is_derailed(pairs).sum(axis=0),
     }
 
 
@@ -179,7 +173,7 @@ def parts_of_lead(pairs):
 
 def sign_test(pairs):
     """The p-value that as many clips are written better by one decoder as by the other."""
-    better = [count["better"] for count in counts_of(pairs).values()]
+    better = counts_of(pairs)["better"]
     return stats.binomtest(better[0], sum(better)).pvalue
 
 
@@ -305,13 +299,15 @@ def lead_rows(results):
 
 def clip_rows(results):
     """Counts over the test clips, a row for each, a column for each seed and decoder."""
-    counts = [counts_of(pairs)[decoder] for pairs in clip_pairs(results) for decoder in NAMES]
+    counts = [counts_of(pairs) for pairs in clip_pairs(results)]
     titles = {
         "better": "written better than by the other",
         "exact": "written without an error",
         "derailed": "below a similarity of 0.7",
     }
-    rows = [[title, *(whole(count[key]) for count in counts)] for key, title in titles.items()]
+    rows = []
+    for key, title in titles.items():
+        rows.append([title, *(f"{n:,}" for count in counts for n in count[key])])
     seeds = zip(*(full_runs(results, decoder) for decoder in NAMES))
     n_long = [str(n_running_on(run)) for pair in seeds for run in pair]
     return [*rows, ["more than a quarter too long", *n_long]]

@@ -162,14 +162,19 @@ def collapsed(runs, search):
 
 
 def break_down(results, search):
-    """The 150 epochs at the largest rate: which runs broke down, and how the others did."""
+    """The 150 epochs at the largest rate: which runs broke down, and how the others did; Fisher's
+    test that as many break down at the middle rate.
+    """
     high, middle = (network(results, "maxpool", rate, "-epochs150") for rate in RATES[:2])
     fallen = collapsed(high, search)
+    n_fallen = [len(fallen), len(collapsed(middle, search))]
+    n_others = [len(high) - n_fallen[0], len(middle) - n_fallen[1]]
     lowest = [min(row["train_loss"] for row in run["epochs"]) for run in fallen]
     accuracies = last(middle, "val_accuracy"), last(high, "val_accuracy")
     return {
         "middle_over_high": difference(*accuracies),
-        "n_fallen": len(fallen),
+        "n_fallen": n_fallen[0],
+        "p_fallen": f"{stats.fisher_exact([n_fallen, n_others]).pvalue:.2f}",
         "val_of_fallen": listing(f"{value:.3f}" for value in last(fallen, "val_accuracy")),
         "lowest_of_fallen": listing(f"{loss:.2f}" for loss in lowest),
         "others": scores_of([run for run in high if run not in fallen]),

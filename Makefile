@@ -99,7 +99,7 @@ model: .venv/ready  ## the model that comes with the clone: METADATA= is spoken,
 	"$(PY)" -m report.readme
 
 report: OUT := report
-report: .venv/ready  ## report/report.pdf, and which of its numbers changed; for another OUT results.pdf
+report: .venv/ready  ## report.pdf, and which numbers changed; of another OUT results.pdf
 	"$(PY)" -m report.make -out "$(OUT)"
 
 readme: .venv/ready  ## write the committed results into README and the model's card

@@ -7,9 +7,9 @@ single runs are drawn by q1_measure.py and hw2-q2.py.
 import re
 
 import utils
+from plots import COLOURS, NAMES, SCORES
 from report import q2, q3
 from report.lib import band, source_of
-from report.q3 import COLOURS, NAMES, SCORES
 
 import numpy as np
 from matplotlib.colors import PowerNorm

@@ -3,6 +3,7 @@
 from collections import Counter
 from statistics import mean
 
+from plots import NAMES, SCORES
 from report.lib import (
     ROOT,
     average,
@@ -23,10 +24,7 @@ from runs import load_definitions
 import numpy as np
 from scipy import stats
 
-# The notebook's names for its decoders and scores, its colours, and how it scores a text.
-NOTEBOOK = load_definitions(ROOT / "hw2-q3.ipynb", device="cpu")
-NAMES, SCORES, COLOURS = NOTEBOOK.NAMES, NOTEBOOK.SCORES, NOTEBOOK.COLOURS
-score = NOTEBOOK.score
+score = load_definitions(ROOT / "hw2-q3.ipynb", device="cpu").score
 
 SEEDS = (42, 43, 44)
 SIMILARITY = "damerau_levenshtein"  # which one "similarity" alone means

@@ -742,6 +742,7 @@ BAD_PARAMETERS = {
     "clock": [2],
     "ctc_weight": [-1],
     "device": ["tpu"],
+    "tag": ["a/b", 3],
 }
 
 
@@ -751,6 +752,13 @@ BAD_PARAMETERS = {
 def test_a_bad_parameter_is_one_sentence(name, value):
     with pytest.raises(UserError, match=name):
         runs.load_definitions(NOTEBOOK, **{name: value})
+
+
+def test_a_tag_stands_behind_the_name_of_a_run(tmp_path):
+    space = space_for(tmp_path, epochs=1, tag="-a")
+    run = space.train("lstm", space.corpus, space.settings)
+    assert run.checkpoint.name == "q3-lstm-a.pt" and "tag" not in run.result["config"]
+    assert runs.load_result(tmp_path / "out", "q3-lstm-a")["run"] == "q3-lstm-a"
 
 
 def test_one_decoder_may_be_given_by_its_name():

@@ -1,0 +1,123 @@
+"""tools/evidence.py: each entry writes what it says, on the data that it names."""
+
+import importlib
+import json
+import shlex
+import subprocess
+
+import runs
+from conftest import ROOT, oct_arrays, write_corpus
+from runs import UserError
+from tools import evidence, pooling_control, run_notebook
+
+import numpy as np
+import pytest
+
+q2 = importlib.import_module("hw2-q2")
+q1_measure = importlib.import_module("q1_measure")
+ENTRIES = pytest.mark.parametrize("entry", evidence.ENTRIES, ids=lambda entry: entry.name)
+
+
+def names_of(words):
+    """The results that a command writes, by its own parser."""
+    script, *flags = words
+    if script == "q1_measure.py":
+        q1_measure.make_parser().parse_args(flags)
+        return ["q1"]
+    if script == "hw2-q2.py":
+        args = q2.make_parser().parse_args(flags)
+        q2.check_flags(args)
+        if args.learning_rate == ["best"]:
+            search = runs.load_result("report", f"q2-{args.name}")
+            return list(q2.plan_runs(args, [search["best"]["learning_rate"]]))
+        search = [f"q2-{args.name}"] if len(args.learning_rate) > 1 else []
+        return [*q2.plan_runs(args, args.learning_rate), *search]
+    module, *flags = flags
+    if module == "tools.pooling_control":
+        return list(pooling_control.plan_runs(pooling_control.make_parser().parse_args(flags)))
+    assert module == "tools.run_notebook"
+    given = run_notebook.read_parameters(run_notebook.make_parser().parse_args(flags).parameters)
+    return [f"q3-{given['decoders']}{given['tag']}"]
+
+
+@ENTRIES
+def test_an_entrys_command_writes_the_results_under_which_it_stands(entry):
+    names = names_of(shlex.split(entry.command.format(data="data")))
+    assert sorted(names) == sorted(entry.makes)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with small data of both kinds, in which results are made and kept."""
+    np.savez(tmp_path / "octmnist.npz", source="synthetic test images", **oct_arrays())
+    write_corpus(tmp_path)
+    monkeypatch.setattr(evidence, "OUT", str(tmp_path / "out"))
+    monkeypatch.setattr(evidence, "RESULTS", tmp_path / "kept")
+    sets = {name: ("{data}", "f00") for name in evidence.DATA_SETS}
+    monkeypatch.setattr(evidence, "DATA_SETS", sets)
+    return tmp_path
+
+
+SMALL = {
+    "q1": ("q1_measure.py -seq_lens 64 128 -dims 4", ("q1",), None),
+    "q2": (
+        "hw2-q2.py -data {data} -epochs 1 -learning_rate 0.1 0.01",
+        (*(f"q2-maxpool-lr{rate}-seed42-epochs1" for rate in (0.1, 0.01)), "q2-search"),
+        "retina",
+    ),
+    "control": (
+        "-m tools.pooling_control -data {data} -epochs 1 -seed 1",
+        ("q2-avgpool-lr0.01-seed1-epochs1",),
+        "retina",
+    ),
+    "q3": (
+        "-m tools.run_notebook data={data} decoders=lstm tag=-a resume=1 d=16 n_blocks=1 epochs=1",
+        ("q3-lstm-a",),
+        "clips",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_an_entry_is_made_from_beginning_to_end(folder, name):
+    words, makes, data = SMALL[name]
+    out = f" out={folder}/out" if name == "q3" else f" -out {folder}/out"
+    entry = evidence.Entry(name, words + out, makes, data, 1)
+    if data:
+        with pytest.raises(UserError, match=r"have the hash .*, not f00; take the same data"):
+            evidence.make(entry, str(folder), takes_any_data=False)
+    evidence.make(entry, str(folder), takes_any_data=True)
+    kept = {path.stem: json.loads(path.read_text()) for path in (folder / "kept").iterdir()}
+    assert sorted(kept) == sorted(makes)
+    assert all(result["status"] == "finished" for result in kept.values())
+
+
+def test_results_of_another_command_and_edited_files_are_refused(folder, monkeypatch):
+    words, makes, data = SMALL["control"]
+    entry = evidence.Entry("control", f"{words} -out {folder}/out", makes, data, 1)
+    evidence.make(entry, str(folder), takes_any_data=True)
+    monkeypatch.setattr(
+        evidence.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0)
+    )
+    other = evidence.Entry("control", f"{words} -out {folder}/out -data .", makes, None, 1)
+    with pytest.raises(UserError, match="was made by another command; delete it first"):
+        evidence.make(other, str(folder), takes_any_data=True)
+    monkeypatch.setattr(runs, "git_commit", lambda: "abc-dirty")
+    with pytest.raises(UserError, match="files were edited since the last commit"):
+        evidence.main(evidence.make_parser().parse_args(["q1"]))
+    with pytest.raises(UserError, match="there is no entry q9"):
+        evidence.main(evidence.make_parser().parse_args(["q9"]))
+
+
+def test_every_committed_result_is_of_a_clean_commit_or_told_as_older():
+    git = ["git", "-C", str(ROOT)]
+    if subprocess.run([*git, "cat-file", "-e", "HEAD~20"], capture_output=True).returncode:
+        pytest.skip("this checkout has no history")
+    older = (ROOT / "report" / "results" / "README.md").read_text(encoding="utf-8")
+    for path in sorted((ROOT / "report" / "results").glob("*.json")):
+        commit = json.loads(path.read_text()).get("environment", {}).get("commit")
+        if f"`{path.stem}`" in older:
+            continue
+        assert commit and "dirty" not in commit, path.stem
+        is_ancestor = [*git, "merge-base", "--is-ancestor", commit, "HEAD"]
+        assert subprocess.run(is_ancestor, capture_output=True).returncode == 0, path.stem

@@ -15,11 +15,12 @@ V tokens.
 import copy
 import math
 import weakref
+from collections.abc import Callable
 
 from utils import PAD, START, STOP, VOCABULARY
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 # ------------------------------------------------------------------------------------ the KV cache
@@ -29,14 +30,16 @@ class CachedLinear(nn.Module):
     Its calls are counted within a step, because a decoder may use the same layer twice.
     """
 
-    def __init__(self, linear):
+    def __init__(self, linear: nn.Module):
         super().__init__()
         self.linear = linear
-        self.cache = []  # one for each call of a step: (B, letters so far, D) or (1, S, D)
-        self.is_text = []  # whether it is of letters
+        self.cache: list[
+            Tensor
+        ] = []  # one for each call of a step: (B, letters so far, D) or (1, S, D)
+        self.is_text: list[bool] = []  # whether it is of letters
         self.n_calls = 0
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """x (B, 1, D), the newest letter, or (B, S, D), the clip -> all keys or values so far."""
         i = self.n_calls
         self.n_calls += 1
@@ -47,31 +50,35 @@ class CachedLinear(nn.Module):
             self.cache[i] = torch.cat([self.cache[i], self.linear(x)], dim=1)
         return self.cache[i]
 
-    def keep(self, rows):
+    def keep(self, rows: Tensor) -> None:
         """Go on with these of the texts."""
         pairs = zip(self.cache, self.is_text, strict=True)
         self.cache = [kept[rows] if text else kept for kept, text in pairs]
 
 
+State = Tensor | tuple[Tensor, Tensor]  # of a GRU h, of an LSTM (h, c), each (layers, B, D)
+
+
 class CachedRNN(nn.Module):
     """An LSTM, GRU or RNN that goes on from the state in which its last letter left it."""
 
-    def __init__(self, rnn):
+    def __init__(self, rnn: nn.RNNBase):
         super().__init__()
         self.rnn = rnn
-        self.states = []  # one for each call of a step
+        self.states: list[State | None] = []  # one for each call of a step
         self.n_calls = 0
 
-    def forward(self, x, state=None):
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """x (B, 1, D) -> (B, 1, D), and the state after it."""
         i = self.n_calls
         self.n_calls += 1
         if i == len(self.states):
             self.states.append(state)
-        x, self.states[i] = self.rnn(x, self.states[i])
-        return x, self.states[i]
+        x, state = self.rnn(x, self.states[i])
+        self.states[i] = state
+        return x, state
 
-    def keep(self, rows):
+    def keep(self, rows: Tensor) -> None:
         """Go on with these of the texts."""
         self.states = [_rows_of_state(state, rows) for state in self.states]
 
@@ -89,12 +96,12 @@ class CachedDecoder:
     Give `step` a text of START alone first, then one letter more each time.
     """
 
-    def __init__(self, decoder, z, mask=None):
+    def __init__(self, decoder: nn.Module, z: Tensor, mask: Tensor | None = None):
         parameters = {id(parameter): parameter for parameter in decoder.parameters()}
         self.decoder = copy.deepcopy(decoder, parameters)  # its own layers, the same parameters
         self.z, self.mask = z, mask
         self.positions = getattr(decoder, "positions", None)
-        self.cached_layers = []
+        self.cached_layers: list[CachedLinear | CachedRNN] = []
         for layer in list(self.decoder.modules()):
             for name, child in list(layer.named_children()):
                 if name in ("W_K", "W_V"):
@@ -102,11 +109,11 @@ class CachedDecoder:
                 elif isinstance(child, nn.RNNBase):
                     self.replace(layer, name, CachedRNN(child))
 
-    def replace(self, layer, name, cached_layer):
+    def replace(self, layer: nn.Module, name: str, cached_layer: CachedLinear | CachedRNN) -> None:
         setattr(layer, name, cached_layer)
         self.cached_layers.append(cached_layer)
 
-    def step(self, text):
+    def step(self, text: Tensor) -> Tensor:
         """text (B, T) -> logits (B, V) of the letter after it."""
         for layer in self.cached_layers:
             layer.n_calls = 0
@@ -115,7 +122,7 @@ class CachedDecoder:
             self.decoder.positions = self.positions[text.shape[1] - 1 :]
         return self.decoder(text[:, -1:], self.z, self.mask)[:, -1]
 
-    def keep(self, rows):
+    def keep(self, rows: Tensor) -> None:
         """Go on with these of the texts, (W,) indices, all of one clip: z is (1, S, D)."""
         for layer in self.cached_layers:
             layer.keep(rows)
@@ -124,16 +131,16 @@ class CachedDecoder:
 class PlainDecoder:
     """The same two methods without a cache: each step reads the whole text."""
 
-    def __init__(self, decoder, z, mask=None):
+    def __init__(self, decoder: nn.Module, z: Tensor, mask: Tensor | None = None):
         self.decoder, self.z, self.mask = decoder, z, mask
 
-    def step(self, text):
+    def step(self, text: Tensor) -> Tensor:
         """text (B, T) -> logits (B, V) of the letter after it."""
         z = self.z.expand(len(text), -1, -1)
         mask = None if self.mask is None else self.mask.expand(len(text), -1, -1, -1)
         return self.decoder(text, z, mask)[:, -1]
 
-    def keep(self, rows):
+    def keep(self, rows: Tensor) -> None:
         """There is nothing to keep."""
 
 
@@ -145,11 +152,15 @@ class PlainDecoder:
 # twice that, and in bfloat16 two steps of the format. (Edits that are to be noticed change logits
 # of about 7 by 0.06 and more.)
 ROUNDING = {torch.float64: 6e-15, torch.float32: 2.4e-6, torch.bfloat16: 2**-7}
-NOT_CACHED = weakref.WeakSet()  # decoders for which the cache was wrong once
+NOT_CACHED: weakref.WeakSet[nn.Module] = (
+    weakref.WeakSet()
+)  # decoders for which the cache was wrong once
 
 
 @torch.inference_mode()
-def greedy_decode_with_cache(greedy_decode, decoder, z, mask, max_tokens):
+def greedy_decode_with_cache(
+    greedy_decode: Callable, decoder: nn.Module, z: Tensor, mask: Tensor | None, max_tokens: int
+) -> Tensor:
     """What `greedy_decode(decoder, z, mask, max_tokens)` returns, several times as fast.
 
     The text is written with a KV cache, then read by the decoder itself. Where the decoder would
@@ -164,7 +175,11 @@ def greedy_decode_with_cache(greedy_decode, decoder, z, mask, max_tokens):
     return cached_or_plain(decoder, write, lambda: greedy_decode(decoder, z, mask, max_tokens))
 
 
-def cached_or_plain(decoder, write_with_cache, write_plainly):
+def cached_or_plain(
+    decoder: nn.Module,
+    write_with_cache: Callable[[], tuple[Tensor, str | None]],
+    write_plainly: Callable[[], Tensor],
+) -> Tensor:
     """What was written with the cache where the decoder agrees with it; else written plainly.
 
     write_with_cache: gives what it wrote, and why the decoder would not have written it, or None.
@@ -199,7 +214,7 @@ def _write_with_cache(decoder, z, mask, max_tokens):
     return text
 
 
-def why_not_written(decoder, z, mask, text):
+def why_not_written(decoder: nn.Module, z: Tensor, mask: Tensor | None, text: Tensor) -> str | None:
     """None if greedy decoding by the plain decoder writes `text` (B, L); else the reason.
 
     As in speculative decoding (Leviathan, Kalman and Matias 2023), the decoder reads the finished
@@ -235,7 +250,7 @@ class PrefixScore:
     end in its last letter, and of those that end in a blank.
     """
 
-    def __init__(self, log_p, blank=PAD):
+    def __init__(self, log_p: Tensor, blank: int = PAD):
         """log_p (S, V): the layer's log-probabilities."""
         self.log_p = log_p.T.double()  # (V, S)
         self.so_far = nn.functional.pad(self.log_p.cumsum(dim=1), (1, 0))  # (V, S + 1)
@@ -243,7 +258,7 @@ class PrefixScore:
         only_blanks = self.so_far[None, blank]  # (1, S + 1): the empty text
         self.sums = torch.full_like(only_blanks, -math.inf), only_blanks  # of each text: (W, S + 1)
 
-    def continuations(self, last):
+    def continuations(self, last: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Scores (W, V) of each text with each token behind it, and the sums of the longer texts.
 
         last (W,): the last token of each text. STOP ends a text: its score is that of the whole.
@@ -261,7 +276,7 @@ class PrefixScore:
         scores[:, STOP] = torch.logaddexp(*self.sums)[:, -1]
         return scores, (letter, blank)
 
-    def keep(self, sums, texts, tokens):
+    def keep(self, sums: tuple[Tensor, Tensor], texts: Tensor, tokens: Tensor) -> None:
         """Go on with these texts, each with its token behind it."""
         letter, blank = sums
         self.sums = letter[texts, tokens], blank[texts, tokens]
@@ -280,7 +295,7 @@ def _unroll(y, so_far):
 class LetterModel(nn.Module):
     """How English goes on: the likely next letters of a text that nobody need have said."""
 
-    def __init__(self, d=64, n_hidden=256, dropout=0.2):
+    def __init__(self, d: int = 64, n_hidden: int = 256, dropout: float = 0.2):
         super().__init__()
         n_tokens = len(VOCABULARY)
         self.embedding = nn.Embedding(n_tokens, d)
@@ -288,7 +303,7 @@ class LetterModel(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.to_logits = nn.Linear(n_hidden, n_tokens)
 
-    def forward(self, tokens, state=None):
+    def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """tokens (B, T), state (1, B, n_hidden) or None -> logits (B, T, V) and the state after."""
         x, state = self.gru(self.dropout(self.embedding(tokens)), state)
         return self.to_logits(self.dropout(x)), state
@@ -299,7 +314,14 @@ LETTER_BONUS = 1.5  # for every letter: a model of letters alone finds short tex
 
 
 @torch.inference_mode()
-def beam_search(model, features, max_tokens, beam=8, ctc_share=0.4, letters=None):
+def beam_search(
+    model: nn.Module,
+    features: Tensor,
+    max_tokens: int,
+    beam: int = 8,
+    ctc_share: float = 0.4,
+    letters: LetterModel | None = None,
+) -> list[int]:
     """The likeliest text of one clip (T, n_mels), as tokens without START and STOP.
 
     The decoder and the CTC layer vote together (Hori, Watanabe and Hershey 2017); a CTC layer that

@@ -27,15 +27,17 @@ tensor([1.0000, 0.3000, 0.2000, 0.0636, 0.0424, 0.0424, 0.0283])
 
 import functools
 import math
+from collections.abc import Callable, Iterator
 from itertools import combinations_with_replacement
 from numbers import Integral
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 # ---------------------------------------------------------------------------- Q1.1 exact attention
-def softmax_attention(Q, K, V):
+def softmax_attention(Q: Tensor, K: Tensor, V: Tensor) -> Tensor:
     """Q1.1: Z = softmax(QKᵀ)V, without 1/√D, as in the question.
 
     O(L²D) time and O(L²) memory: twice the length takes four times as long.
@@ -47,13 +49,13 @@ def softmax_attention(Q, K, V):
 
 
 # ---------------------------------------------------------------------------- Q1.2 the feature map
-def taylor_exp(t, n_terms=3):
+def taylor_exp(t: Tensor, n_terms: int = 3) -> Tensor:
     """exp(t) ≈ 1 + t + t²/2! + ... + t^(K-1)/(K-1)!, elementwise."""
     check_count("n_terms", n_terms)
     return sum(t**n / math.factorial(n) for n in range(n_terms))
 
 
-def three_term_feature_map(x):
+def three_term_feature_map(x: Tensor) -> Tensor:
     """Q1.2: φ(x) = (1, x, x⊗x / √2), so that φ(q)ᵀφ(k) = 1 + qᵀk + (qᵀk)²/2.
 
     x (..., D) -> (..., M), M = 1 + D + D². The squares: Σ_i Σ_j (q_i q_j)(k_i k_j) = (qᵀk)².
@@ -64,7 +66,7 @@ def three_term_feature_map(x):
     return torch.cat([x0, x1, x2], dim=-1)
 
 
-def taylor_feature_map(x, n_terms=3):
+def taylor_feature_map(x: Tensor, n_terms: int = 3) -> Tensor:
     """Q1.2 for K terms: φ(x) = (1, x, x⊗x / √2!, x⊗x⊗x / √3!, ...), up to K - 1 factors.
 
     φ(q)ᵀφ(k) = taylor_exp(qᵀk), exactly. x (..., D) -> (..., M), M = `feature_dim`.
@@ -79,7 +81,7 @@ def taylor_feature_map(x, n_terms=3):
     return torch.cat(features, dim=-1)  # (..., M)
 
 
-def feature_dim(D, n_terms=3):
+def feature_dim(D: int, n_terms: int = 3) -> int:
     """Q1.2: M = 1 + D + D² for three terms, 1 + D + ... + D^(K-1) for K.
 
     That is (D^K - 1)/(D - 1), or K where D = 1.
@@ -89,7 +91,7 @@ def feature_dim(D, n_terms=3):
 
 
 # --------------------------------------------------------------- Q1.3 the approximation, quadratic
-def in_float32(attention):
+def in_float32(attention: Callable) -> Callable:
     """Decorator: the attention is computed in float32 at least, and Z has the dtype of V.
 
     A sum over a whole sequence needs all of these digits, so float16 and bfloat16 become float32
@@ -111,7 +113,7 @@ def in_float32(attention):
 
 
 @in_float32
-def taylor_attention(Q, K, V, n_terms=3):
+def taylor_attention(Q: Tensor, K: Tensor, V: Tensor, n_terms: int = 3) -> Tensor:
     """Q1.3: Z ≈ D⁻¹ Φ(Q)Φ(K)ᵀ V with D = Diag(Φ(Q)Φ(K)ᵀ 1).
 
     softmax divides each row of exp(QKᵀ) by its sum; so does this, with Φ(Q)Φ(K)ᵀ in place of
@@ -132,7 +134,7 @@ def taylor_attention(Q, K, V, n_terms=3):
 
 # ------------------------------------------------------------------ Q1.4 the same in linear order
 @in_float32
-def linear_attention_as_written(Q, K, V, n_terms=3):
+def linear_attention_as_written(Q: Tensor, K: Tensor, V: Tensor, n_terms: int = 3) -> Tensor:
     """Q1.4: Z ≈ D⁻¹ Φ(Q)(Φ(K)ᵀV), the same from the right: never an L x L matrix.
 
     O(LMD) time and O(LM + MD) memory: linear in L, in M and in D; as M = O(D²) for three terms,
@@ -165,7 +167,7 @@ BLOCK = 4  # coordinates whose products with all later ones are made at once
 
 
 @in_float32
-def linear_attention(Q, K, V, n_terms=3):
+def linear_attention(Q: Tensor, K: Tensor, V: Tensor, n_terms: int = 3) -> Tensor:
     """Q1.4: the Z of `linear_attention_as_written`, several times as fast and in less memory.
 
     Three terms, sums over all S keys, with w_s = 1 + qᵀk_s + (qᵀk_s)²/2 the weight of key s:
@@ -208,7 +210,7 @@ def linear_attention(Q, K, V, n_terms=3):
     return join(attend, Q, K, V, chunk)
 
 
-def pair_products(x):
+def pair_products(x: Tensor) -> Iterator[Tensor]:
     """Yield x_i x_j for all i <= j, as blocks: x (..., L, D) -> (..., m, L) for each of them.
 
     A block is BLOCK coordinates times these and all later ones, in one product. So the pairs
@@ -220,7 +222,7 @@ def pair_products(x):
         yield products.flatten(-3, -2)
 
 
-def pair_weights(x):
+def pair_weights(x: Tensor) -> Iterator[Tensor]:
     """Yield c_ij for the blocks of `pair_products`, (m, 1).
 
     With them Σ c_ij (q_i q_j)(k_i k_j) = (qᵀk)²/2, which has each square once with 1/2 and each
@@ -234,13 +236,13 @@ def pair_weights(x):
         yield c.flatten()[:, None]
 
 
-def chunk_length(x, n_features):
+def chunk_length(x: Tensor, n_features: int) -> int:
     """How many positions have room if each of them, in each head, has `n_features`; 64 at least."""
     of_one_position = math.prod(x.shape[:-2]) * n_features
     return max(64, FEATURES_AT_ONCE[x.device.type] // of_one_position)
 
 
-def join(attend, Q, K, V, chunk):
+def join(attend: Callable, Q: Tensor, K: Tensor, V: Tensor, chunk: int) -> Tensor:
     """attend(q) for every chunk of Q, one after the other: (..., L, D).
 
     Without gradients each is put in its place at once, so that there is no second copy of Z.
@@ -255,12 +257,12 @@ def join(attend, Q, K, V, chunk):
 
 
 # -------------------------------------------------------------------------------- what is refused
-def check_count(name, value):
+def check_count(name: str, value: int) -> None:
     if not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} must be a whole number, at least 1; got {value!r}.")
 
 
-def check_floats(*tensors):
+def check_floats(*tensors: Tensor) -> None:
     """TypeError unless these are tensors of one floating dtype."""
     for x in tensors:
         if not isinstance(x, torch.Tensor):
@@ -270,7 +272,7 @@ def check_floats(*tensors):
         raise TypeError(f"tensors of one floating dtype are needed; got {', '.join(dtypes)}.")
 
 
-def check_inputs(Q, K, V):
+def check_inputs(Q: Tensor, K: Tensor, V: Tensor) -> None:
     """TypeError or ValueError, in one sentence, where attention is not defined."""
     check_floats(Q, K, V)
     fits = (
@@ -284,14 +286,14 @@ def check_inputs(Q, K, V):
         raise shape_error(Q, K, V)
 
 
-def shape_error(Q, K, V):
+def shape_error(Q: Tensor, K: Tensor, V: Tensor) -> ValueError:
     wanted = "(..., T, D), (..., S, D), (..., S, E), causal T = S, sizes >= 1"
     got = [tuple(Q.shape), tuple(K.shape), tuple(V.shape)]
     return ValueError(f"Q, K, V must be {wanted}; got {got}.")
 
 
 @torch.no_grad()
-def check_normaliser(normaliser, n_terms):
+def check_normaliser(normaliser: Tensor, n_terms: int) -> None:
     """ValueError unless the sum of each query's weights is positive and finite.
 
     For odd n_terms every weight is positive, for three 1 + t + t²/2 = ((1 + t)² + 1)/2 >= 1/2;
@@ -311,7 +313,7 @@ def check_normaliser(normaliser, n_terms):
 
 
 # ------------------------------------------------------------ Q1.2 again: no feature is there twice
-def reduced_feature_map(x, n_terms=3):
+def reduced_feature_map(x: Tensor, n_terms: int = 3) -> Tensor:
     """φ with every monomial once (x_1 x_2 = x_2 x_1): the same φ(q)ᵀφ(k) from fewer features.
 
     By the multinomial theorem (qᵀk)ⁿ/n! = Σ q^α k^α / α!, over all α = (α_1, ..., α_D)
@@ -322,18 +324,16 @@ def reduced_feature_map(x, n_terms=3):
     check_floats(x)
     check_count("n_terms", n_terms)
     factors, alpha_factorial = monomials(x.shape[-1], n_terms)
-    factors = torch.tensor(factors, device=x.device)  # (K - 1, M)
-    alpha_factorial = torch.tensor(alpha_factorial, dtype=x.dtype, device=x.device)  # (M,)
-    weights = alpha_factorial.rsqrt()  # 1/√α!
+    weights = torch.tensor(alpha_factorial, dtype=x.dtype, device=x.device).rsqrt()  # 1/√α!
     rows = torch.cat([torch.ones_like(x[..., :1]), x], dim=-1).mT.contiguous()  # (..., D + 1, L)
     phi = weights[:, None] * rows[..., :1, :]  # row 0 is 1: (..., M, L)
-    for row_numbers in factors:
+    for row_numbers in torch.tensor(factors, device=x.device):  # (K - 1, M)
         phi = phi * rows.index_select(-2, row_numbers)
     return phi.mT
 
 
 @functools.cache
-def monomials(D, n_terms):
+def monomials(D: int, n_terms: int) -> tuple[np.ndarray, np.ndarray]:
     """Every monomial x^α of degree below K: its factors (K - 1, M), numbers 0 to D, and α! (M,).
 
     With x_0 = 1 every one has K - 1 factors; for D = 2 and K = 3 they are 00, 01, 02, 11, 12 and
@@ -346,7 +346,7 @@ def monomials(D, n_terms):
     return factors.T, np.array(alpha_factorial, dtype=np.float64)
 
 
-def reduced_feature_dim(D, n_terms=3):
+def reduced_feature_dim(D: int, n_terms: int = 3) -> int:
     """M = (D + 1)(D + 2)/2 for three terms, C(D + K - 1, K - 1) for K: about 1/(K-1)! of Q1.2's M.
 
     So many ways there are to choose K - 1 factors out of D + 1, with repetition.
@@ -355,10 +355,10 @@ def reduced_feature_dim(D, n_terms=3):
     return math.comb(D + n_terms - 1, n_terms - 1)
 
 
-def linear_attention_by_features(Q, K, V, n_terms):
+def linear_attention_by_features(Q: Tensor, K: Tensor, V: Tensor, n_terms: int) -> Tensor:
     """What `linear_attention` does for any number of terms: by the map above, chunk by chunk."""
     chunk = chunk_length(Q, reduced_feature_dim(Q.shape[-1], n_terms))
-    sum_kv, sum_k = 0, 0
+    sum_kv, sum_k = empty_state(Q, V, n_terms)
     for k, v in zip(K.split(chunk, dim=-2), V.split(chunk, dim=-2)):
         phi_k = reduced_feature_map(k, n_terms)
         sum_kv = sum_kv + phi_k.mT @ v  # (..., M, D)
@@ -378,9 +378,13 @@ def linear_attention_by_features(Q, K, V, n_terms):
 # K = 4 (M = 165) take 3 times as long, and one head of D = 64 and K = 3 (M = 2,145) 1.4 times.
 CAUSAL_CHUNK = 128
 
+State = tuple[Tensor, Tensor]  # the sums over the keys so far, (..., M, D) and (..., M, 1)
+
 
 @in_float32
-def causal_linear_attention(Q, K, V, n_terms=3, state=None):
+def causal_linear_attention(
+    Q: Tensor, K: Tensor, V: Tensor, n_terms: int = 3, state: State | None = None
+) -> tuple[Tensor, State]:
     """Query t sees keys 0 to t only: (Z, state). The two sums over keys become running sums.
 
     The sums are the state: M(D + 1) numbers, however long the past, of which exact attention would
@@ -418,14 +422,14 @@ def causal_linear_attention(Q, K, V, n_terms=3, state=None):
     return torch.cat(outputs, dim=-2), (sum_kv, sum_k)
 
 
-def empty_state(Q, V, n_terms):
+def empty_state(Q: Tensor, V: Tensor, n_terms: int) -> State:
     """The sums over no keys yet: zeros (..., M, D) and (..., M, 1)."""
     M = reduced_feature_dim(Q.shape[-1], n_terms)
     return V.new_zeros(*V.shape[:-2], M, V.shape[-1]), V.new_zeros(*V.shape[:-2], M, 1)
 
 
 # ===================================================================================== the checks
-def identity_errors(D, n_terms):
+def identity_errors(D: int, n_terms: int) -> dict[str, float]:
     """Q1.2: largest errors of φ(q)ᵀφ(k) = series for 50 x 50 pairs, in float64, for both maps.
 
     Errors are relative to the size of the series' terms, |q||k| instead of qᵀk.
@@ -443,7 +447,7 @@ def identity_errors(D, n_terms):
     return {"D": D, "n_terms": n_terms, "full": full, "reduced": reduced}
 
 
-def linear_vs_quadratic(Q, K, V):
+def linear_vs_quadratic(Q: Tensor, K: Tensor, V: Tensor) -> dict[str, float]:
     """Largest difference between linear and quadratic order, Q1.4 and Q1.3, by precision."""
     errors = {}
     for name, dtype in (("float64", torch.float64), ("float32", torch.float32)):
@@ -452,7 +456,7 @@ def linear_vs_quadratic(Q, K, V):
     return errors
 
 
-def gradient_error(Q, K, V):
+def gradient_error(Q: Tensor, K: Tensor, V: Tensor) -> float:
     """Largest difference between the gradients of `linear_attention` and those as written."""
     gradients = []
     for attention in (linear_attention, linear_attention_as_written):
@@ -462,14 +466,14 @@ def gradient_error(Q, K, V):
     return largest(gradients[0] - gradients[1])
 
 
-def causal_error(Q, K, V):
+def causal_error(Q: Tensor, K: Tensor, V: Tensor) -> float:
     """Largest difference of the causal form from the first t keys alone, query by query."""
     whole, _ = causal_linear_attention(Q, K, V)
     prefixes = [taylor_attention(Q[t : t + 1], K[: t + 1], V[: t + 1]) for t in range(len(Q))]
     return largest(torch.cat(prefixes) - whole)
 
 
-def state_error(Q, K, V):
+def state_error(Q: Tensor, K: Tensor, V: Tensor) -> float:
     """Largest difference between the causal form of the whole and of it token by token."""
     whole, _ = causal_linear_attention(Q, K, V)
     tokens, state = [], None
@@ -479,11 +483,11 @@ def state_error(Q, K, V):
     return largest(torch.cat(tokens, dim=-2) - whole)
 
 
-def largest(x):
+def largest(x: Tensor) -> float:
     return x.abs().max().item()
 
 
-def main():
+def main() -> None:
     torch.manual_seed(42)
     rows = [identity_errors(D, n_terms) for D in (1, 2, 3, 7) for n_terms in range(1, 7)]
     Q, K, V = torch.randn(3, 200, 16, dtype=torch.float64) / 2

@@ -12,6 +12,8 @@ import math
 import os
 import statistics
 import timeit
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 
 import q1_linear_attention as q1
@@ -21,6 +23,7 @@ import utils
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
 LENGTHS = [2**n for n in range(8, 17)]  # 256 to 65,536
@@ -34,24 +37,29 @@ MANY_HEADS, MANY_HEADS_UNTIL = 8, 8192  # the first two also with so many heads,
 
 
 # ------------------------------------------------------------- how good is the approximation? Q1.3
-def approximation(n_terms, Q, K, V):
+def approximation(n_terms: int, Q: Tensor, K: Tensor, V: Tensor) -> dict:
     """The error of linear attention as the scores grow; they are at most 1 for the given Q and K.
 
     For each of SCALES: the largest error against exact attention (None where linear attention
     refuses), its bound, and the share of negative weights.
     """
-    row = {"n_terms": n_terms, "score_scale": [], "error": [], "bound": [], "negative_weights": []}
+    errors, bounds, negative_shares = [], [], []
     for scale in SCALES:
         scores = scale * Q @ K.T  # (L, L)
         is_negative = q1.taylor_exp(scores, n_terms) < 0
-        row["score_scale"].append(scale)
-        row["error"].append(approximation_error(scale * Q, K, V, n_terms))
-        row["bound"].append(error_bound(scores, V, n_terms))
-        row["negative_weights"].append(is_negative.double().mean().item())
-    return row
+        errors.append(approximation_error(scale * Q, K, V, n_terms))
+        bounds.append(error_bound(scores, V, n_terms))
+        negative_shares.append(is_negative.double().mean().item())
+    return {
+        "n_terms": n_terms,
+        "score_scale": list(SCALES),
+        "error": errors,
+        "bound": bounds,
+        "negative_weights": negative_shares,
+    }
 
 
-def approximation_error(Q, K, V, n_terms):
+def approximation_error(Q: Tensor, K: Tensor, V: Tensor, n_terms: int) -> float | None:
     """Largest difference between linear and exact attention, or None where linear refuses."""
     try:
         approximate = q1.linear_attention(Q, K, V, n_terms)
@@ -60,7 +68,7 @@ def approximation_error(Q, K, V, n_terms):
     return (approximate - q1.softmax_attention(Q, K, V)).abs().max().item()
 
 
-def example_weights(Q, K):
+def example_weights(Q: Tensor, K: Tensor) -> list[dict]:
     """The weights of a few queries and keys, exact and of three terms, for each EXAMPLE_SCALES."""
     rows = []
     scores_up_to_1 = Q @ K.T / (Q @ K.T).abs().max()  # (L, L)
@@ -73,7 +81,7 @@ def example_weights(Q, K):
     return rows
 
 
-def error_bound(scores, V, n_terms):
+def error_bound(scores: Tensor, V: Tensor, n_terms: int) -> float:
     """What that difference cannot exceed: max |V| R_i/S_i (1 + Σ_j |w_ij| / |W_i|), for all i.
 
     scores (L, L), of the exact weights A = e^t and the approximate w; S_i and W_i their sums over
@@ -89,7 +97,13 @@ def error_bound(scores, V, n_terms):
 
 
 # ------------------------------------------------------------------------- is the time linear? Q1.4
-def compare_methods(D, args, methods=METHODS, n_heads=1, longest=math.inf):
+def compare_methods(
+    D: int,
+    args: Namespace,
+    methods: Sequence[str] = METHODS,
+    n_heads: int = 1,
+    longest: float = math.inf,
+) -> list[dict]:
     """Seconds and extra memory against the length: one curve, a dict, for each of the methods."""
     device = runs.pick_device(args.device)
     curves = {method: empty_curve(method, D, n_heads) for method in methods}
@@ -116,12 +130,14 @@ def compare_methods(D, args, methods=METHODS, n_heads=1, longest=math.inf):
     return list(curves.values())
 
 
-def empty_curve(method, D, n_heads):
+def empty_curve(method: str, D: int, n_heads: int) -> dict:
     lists = ("seq_lens", "seconds", "fastest", "slowest", "peak_bytes", "skipped")
     return {"method": method, "D": D, "heads": n_heads, **{name: [] for name in lists}}
 
 
-def add_point(curves, functions, Q, K, V):
+def add_point(
+    curves: dict[str, dict], functions: dict[str, Callable], Q: Tensor, K: Tensor, V: Tensor
+) -> None:
     """Measure every function on these inputs, in turn, and add what was found to its curve."""
     n_bytes = {method: peak_memory(f, Q, K, V) for method, f in functions.items()}  # warms up, too
     calls = {method: functools.partial(f, Q, K, V) for method, f in functions.items()}
@@ -135,9 +151,9 @@ def add_point(curves, functions, Q, K, V):
         curve["peak_bytes"].append(n_bytes[method])
 
 
-def time_in_turn(calls, rounds):
+def time_in_turn(calls: Mapping[str, Callable], rounds: int) -> dict[str, list[float]]:
     """{name: its seconds in every round} of {name: function without arguments}."""
-    seconds = {name: [] for name in calls}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             # item() waits for a GPU
@@ -146,7 +162,7 @@ def time_in_turn(calls, rounds):
     return seconds
 
 
-def peak_memory(function, *inputs):
+def peak_memory(function: Callable, *inputs: Tensor) -> int:
     """The peak of torch's allocator, in bytes, beyond the inputs and the output."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else no GPU is reported as an error
     with torch.profiler.profile(profile_memory=True, acc_events=True) as trace:
@@ -164,7 +180,7 @@ def peak_memory(function, *inputs):
     return max(0, peak - output.nbytes)
 
 
-def attention_of(method, n_terms):
+def attention_of(method: str, n_terms: int) -> Callable:
     """The function of (Q, K, V) that a name in METHODS stands for."""
     if method == "linear":
         return functools.partial(q1.linear_attention, n_terms=n_terms)
@@ -173,20 +189,22 @@ def attention_of(method, n_terms):
     return q1.softmax_attention
 
 
-def gigabytes_needed(method, L, D, n_terms, device, n_heads=1):
+def gigabytes_needed(
+    method: str, L: int, D: int, n_terms: int, device: torch.device, n_heads: int = 1
+) -> float:
     """About how much memory a measurement takes, so that one that would not fit is skipped."""
     numbers = 4 * L * D  # Q, K, V and the output
     if method == "linear":  # blocks of features, the sums over keys, what is added to them
         M = q1.reduced_feature_dim(D, n_terms)
         block, n_blocks = (q1.BLOCK * D, 2) if n_terms == 3 else (M, 4)
-        features = max(q1.FEATURES_AT_ONCE[device.type] / n_heads, 64 * block)
+        features = max(q1.FEATURES_AT_ONCE[device.type] // n_heads, 64 * block)
         numbers += n_blocks * min(features, L * block) + 2 * M * D
     if method == "softmax, plain":  # the scores and the weights
         numbers += 2 * L**2
     return 4e-9 * numbers * n_heads
 
 
-def log_slope(lengths, seconds):
+def log_slope(lengths: list[int], seconds: list[float]) -> float | None:
     """The power of the length with which time grows, by least squares; None for one length."""
     if len(lengths) < 2:
         return None
@@ -194,7 +212,7 @@ def log_slope(lengths, seconds):
     return float(slope)
 
 
-def crossovers(curves, n_terms):
+def crossovers(curves: list[dict], n_terms: int) -> list[dict]:
     """From which length linear attention is faster than each exact one: measured and predicted.
 
     Predicted by counting: 2 L² D products against 2 L M D, equal at L = M. `gain`: how many times
@@ -207,24 +225,24 @@ def crossovers(curves, n_terms):
         if exact["method"] == "linear":
             continue
         gains = gains_by_length(exact, linear[D])
-        longest = max(gains, default=None)
+        longest, gain = max(gains.items(), default=(None, None))
         row = {"D": D, "heads": exact["heads"], "against": exact["method"]}
         row["predicted"] = q1.reduced_feature_dim(D, n_terms)
         row["measured"] = crossover_length(gains)
         row["seq_len"] = longest
-        row["gain"] = gains.get(longest)
+        row["gain"] = gain
         rows.append(row)
     return rows
 
 
-def gains_by_length(exact, linear):
+def gains_by_length(exact: dict, linear: dict) -> dict[int, float]:
     """{length: how many times as fast as exact attention linear attention is}, rising lengths."""
     seconds = dict(zip(exact["seq_lens"], exact["seconds"]))
     pairs = zip(linear["seq_lens"], linear["seconds"])
     return {L: seconds[L] / fast for L, fast in pairs if L in seconds}
 
 
-def crossover_length(gains):
+def crossover_length(gains: dict[int, float]) -> int | None:
     """The length at which the gain passes 1, between those measured, or None if it does not."""
     if not gains or not min(gains.values()) < 1 < max(gains.values()):
         return None
@@ -237,7 +255,7 @@ def crossover_length(gains):
 
 
 # ----------------------------------------------------------------------------------------- figures
-def draw(result, out):
+def draw(result: dict, out: str) -> None:
     """All figures of a result, as `out`/figures/q1-*.{pdf,png}."""
     draw_series(out)
     draw_weights(result, out)
@@ -246,7 +264,7 @@ def draw(result, out):
     draw_memory(result, out)
 
 
-def draw_series(out):
+def draw_series(out: str) -> None:
     """exp and the first K terms of its series; a dot where these begin to be off by 10 %."""
     figure, axes = utils.pyplot().subplots(figsize=utils.HALF_PAGE, layout="constrained")
     t = torch.linspace(-SCORES, SCORES, 2001, dtype=torch.float64)
@@ -267,7 +285,7 @@ def draw_series(out):
     utils.save_figure(figure, out, "q1-series", "exp and the first terms of its series")
 
 
-def draw_weights(result, out):
+def draw_weights(result: dict, out: str) -> None:
     """The weights of a small example as maps, exact and from three terms."""
     plt = utils.pyplot()
     figure, panels = plt.subplots(2, 2, figsize=utils.HALF_PAGE, layout="constrained")
@@ -282,7 +300,7 @@ def draw_weights(result, out):
     utils.save_figure(figure, out, "q1-weights", result["data"]["source"])
 
 
-def draw_approximation(result, out):
+def draw_approximation(result: dict, out: str) -> None:
     """The error of linear attention against the size of the scores, and the bound above it."""
     plt = utils.pyplot()
     figure, axes = plt.subplots(figsize=utils.HALF_PAGE, layout="constrained")
@@ -304,7 +322,7 @@ def draw_approximation(result, out):
 LINES = {"linear": "-", "softmax, fused": "--", "softmax, plain": ":"}
 
 
-def draw_seconds(result, out):
+def draw_seconds(result: dict, out: str) -> None:
     """The time of every method against the length: medians, and bands from fastest to slowest."""
     figure, axes = draw_scaling(result, "seconds")
     for row, line in zip(result["scaling"], list(axes.lines)):
@@ -315,7 +333,7 @@ def draw_seconds(result, out):
     utils.save_figure(figure, out, "q1-seconds", result["data"]["source"])
 
 
-def title_of_slopes(scaling):
+def title_of_slopes(scaling: list[dict]) -> str:
     """The slopes of linear and fused attention at the largest head size, where they are known."""
     D = max(row["D"] for row in scaling)
     slopes = {row["method"]: row["slope"] for row in scaling if row["D"] == D}
@@ -325,7 +343,7 @@ def title_of_slopes(scaling):
     return f"Slope at D = {D}: {linear:.2f} linear,\n{fused:.2f} softmax, fused"
 
 
-def draw_memory(result, out):
+def draw_memory(result: dict, out: str) -> None:
     """The extra memory of every method against the length."""
     figure, axes = draw_scaling(result, "peak_bytes")
     axes.set(xlabel="Sequence length L", ylabel="Peak extra memory (bytes)")
@@ -333,12 +351,12 @@ def draw_memory(result, out):
     utils.save_figure(figure, out, "q1-memory", result["data"]["source"])
 
 
-def draw_scaling(result, key):
+def draw_scaling(result: dict, key: str) -> tuple:
     """Every curve on two logarithmic axes, a colour for each D, a line for each method."""
     plt = utils.pyplot()
     width, height = utils.HALF_PAGE
     figure, axes = plt.subplots(figsize=(width, height + 0.4), layout="constrained")
-    colours = {}
+    colours: dict[str, str] = {}
     for row in result["scaling"]:
         colour = colours.setdefault(f"D = {row['D']}", f"C{len(colours)}")
         line = LINES[row["method"]]
@@ -355,7 +373,7 @@ def draw_scaling(result, key):
 
 
 # ----------------------------------------------------------------------------------------- summary
-def print_summary(result):
+def print_summary(result: dict) -> None:
     """What was found, a line for each experiment's row."""
     worst = max(max(row["full"], row["reduced"]) for row in result["identities"])
     print(f"largest error of phi(q).phi(k) = series: {worst:.1e}, float64")
@@ -369,7 +387,7 @@ def print_summary(result):
     print_scaling(result["many_heads"], result["many_heads_crossover"])
 
 
-def print_scaling(scaling, crossover):
+def print_scaling(scaling: list[dict], crossover: list[dict]) -> None:
     """The time of every method, what was skipped, and where linear attention wins."""
     for row in scaling:
         print(f"{text_of_head(row)}  {row['method']:14}  {text_of_curve(row)}")
@@ -379,12 +397,12 @@ def print_scaling(scaling, crossover):
         print(f"{text_of_head(row)}  linear against {row['against']}: {text_of_crossover(row)}")
 
 
-def text_of_head(row):
+def text_of_head(row: dict) -> str:
     """Which and how many heads a curve was measured with."""
     return f"{row['heads']} x D = {row['D']:3}"
 
 
-def text_of_curve(row):
+def text_of_curve(row: dict) -> str:
     """A curve in a line: its slope, and the time at its longest length."""
     if not row["seconds"]:
         return "not measured at any length"
@@ -396,7 +414,7 @@ def text_of_curve(row):
     return text
 
 
-def text_of_crossover(row):
+def text_of_crossover(row: dict) -> str:
     """Where linear attention wins, or that it does not."""
     if row["gain"] is None:
         return "never both measured"
@@ -411,7 +429,7 @@ def text_of_crossover(row):
 
 
 # ------------------------------------------------------------------------------------ command line
-def make_parser():
+def make_parser() -> runs.ArgumentParser:
     positive = runs.number(int, 1)
     gigabytes = runs.number(float, 0)
     parser = runs.ArgumentParser(__doc__)
@@ -426,7 +444,7 @@ def make_parser():
     return parser
 
 
-def start_result(args):
+def start_result(args: Namespace) -> dict:
     """What a results file says before anything was measured."""
     config = {name: value for name, value in vars(args).items() if name not in ("out", "plot_only")}
     config["rounds"] = ROUNDS
@@ -435,7 +453,7 @@ def start_result(args):
     return runs.new_result("q1", "q1", runs.command_line(), config, data, device)
 
 
-def measure_all(args):
+def measure_all(args: Namespace) -> dict:
     """Every experiment, as the result that is saved."""
     started = timeit.default_timer()
     args.seq_lens = sorted(set(args.seq_lens))
@@ -466,7 +484,7 @@ def measure_all(args):
 
 
 @torch.inference_mode()
-def main(args):
+def main(args: Namespace) -> None:
     """Measure (or read what was measured), save, draw and summarise."""
     runs.check_writable(args.out)
     if not args.plot_only:

@@ -11,13 +11,16 @@ import os
 import shutil
 import tarfile
 import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import runs
 from runs import UserError
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 HALF_PAGE = (3.4, 2.6)  # inches; the report shows figures as large as they are drawn
@@ -25,14 +28,14 @@ HALF_PAGE = (3.4, 2.6)  # inches; the report shows figures as large as they are 
 
 # ------------------------------------------------------------------------------------------- plots
 @functools.cache
-def pyplot():
+def pyplot() -> ModuleType:
     """matplotlib.pyplot, in this project's style: `plt = utils.pyplot()`."""
     if not runs.IN_NOTEBOOK:
         os.environ["MPLBACKEND"] = "Agg"  # scripts only save their plots: no window is needed
     import matplotlib.pyplot as plt
 
-    style = {"font.size": 8, "axes.titlesize": 9, "legend.fontsize": 8, "figure.dpi": 120}
-    plt.rcParams.update({**style, "text.usetex": False})
+    plt.rcParams.update({"font.size": 8, "axes.titlesize": 9, "legend.fontsize": 8})
+    plt.rcParams.update({"figure.dpi": 120, "text.usetex": False})
     return plt
 
 
@@ -60,7 +63,7 @@ OCTMNIST_MD5 = "c68d92d5b585d8d81f7112f81e2d0842"  # medmnist.INFO["octmnist"]["
 SPLITS = ("train", "val", "test")
 
 
-def load_oct_data(folder):
+def load_oct_data(folder: str | Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict]:
     """Load `folder`/octmnist.npz, in MedMNIST's format, and check what can be wrong with it.
 
     Returns (splits, info). splits maps "train", "val" and "test" to (images, labels): uint8
@@ -140,7 +143,7 @@ VOCABULARY = "<>@# ,.?-abcdefghijklmnopqrstuvwxyz"  # 35 tokens, the course's
 START, STOP, PAD, UNKNOWN = range(4)  # < > @ #
 
 
-def encode(text, max_len=None):
+def encode(text: str, max_len: int | None = None) -> list[int]:
     """Text -> token numbers, lower-cased, between START and STOP.
 
     `max_len` cuts it to that many tokens, START and STOP included. What the vocabulary lacks is
@@ -158,13 +161,16 @@ def encode(text, max_len=None):
     return [START, *tokens, STOP]
 
 
-def decode(tokens):
+def decode(tokens: Iterable[int]) -> str:
     """Token numbers -> text, from behind START to before the first STOP (or PAD, or the end)."""
     text = "".join(VOCABULARY[token] for token in tokens)
     return text.removeprefix("<").split(">")[0].split("@")[0]
 
 
-def load_ljspeech(folder):
+Clip = tuple[str, str, Path]  # id, normalised transcript, sound file
+
+
+def load_ljspeech(folder: str | Path) -> tuple[dict[str, list[Clip]], dict]:
     """Read `folder`/LJSpeech-1.1: metadata.csv and wavs/<id>.wav or .flac.
 
     A row of metadata.csv is id|transcript|normalised transcript, without a header.
@@ -194,7 +200,7 @@ def _read_ljspeech(root):
     return splits, info
 
 
-def read_metadata(path):
+def read_metadata(path: str | Path) -> list[tuple[str, str, str]]:
     """The rows [(id, transcript, normalised transcript)] of an LJ Speech metadata file.
 
     UserError names a wrong row.
@@ -236,7 +242,7 @@ FIRST_TEST_CLIP = "LJ040-0047"  # where the course's split of all of LJ Speech b
 N_LJSPEECH = 13_100
 
 
-def split_clips(clips):
+def split_clips(clips: list[Clip]) -> tuple[dict[str, list[Clip]], str]:
     """Divide clips, in order, into training, validation and test: (splits, how, in words).
 
     LJ Speech itself has no split; the course's is the first 75 %, the next 5 % and the last 20 %
@@ -293,7 +299,7 @@ def _label_of_corpus(root, clips):
     return f"a corpus of {len(clips):,} clips"
 
 
-def download_ljspeech(folder):
+def download_ljspeech(folder: str | Path) -> None:
     """Fetch LJ Speech 1.1 (2.6 GB) into `folder` through torchaudio, which verifies its checksum.
 
     LJSpeech-1.1 appears in `folder` once it is whole; where it is there, nothing is done. An
@@ -318,7 +324,7 @@ def download_ljspeech(folder):
 
 
 # --------------------------------------------------------------------------------- sound, features
-def read_audio(path, name=None):
+def read_audio(path: str | Path, name: str | None = None) -> Tensor:
     """Read a sound file as mono float32 (n_samples,) in [-1, 1] at SAMPLE_RATE.
 
     Other rates are resampled and several channels mixed. UserError, which calls the file `name`,
@@ -327,7 +333,7 @@ def read_audio(path, name=None):
     import soundfile
 
     path = Path(path)
-    name = name or path
+    name = name or str(path)
     with runs.file_errors(path), open(path, "rb") as file:
         is_cut = _is_cut_wav(file)
         try:
@@ -346,7 +352,7 @@ def read_audio(path, name=None):
     return resample(torch.from_numpy(mix(channels)), rate, SAMPLE_RATE)
 
 
-def mix(channels):
+def mix(channels: np.ndarray) -> np.ndarray:
     """One channel of several (n, channels): their mean, after aligning their signs.
 
     So two speakers, one on each side, are both heard; and a channel that is the inverse of another,
@@ -358,7 +364,7 @@ def mix(channels):
     return channels @ (signs / len(signs)).astype(channels.dtype)  # (n,)
 
 
-def resample(samples, rate, new_rate):
+def resample(samples: Tensor, rate: int, new_rate: int) -> Tensor:
     """Samples (n,) at another sample rate: (n * new_rate / rate,)."""
     if rate == new_rate:
         return samples
@@ -405,7 +411,7 @@ def _mel_spectrogram():
     )
 
 
-def log_mel(samples):
+def log_mel(samples: Tensor) -> Tensor:
     """Log-mel features of a clip: (n_samples,) float32 -> (T, N_MELS) float32.
 
     T = 1 + n_samples // HOP. As Whisper has them: log10 of the power in each band, cut off at 8
@@ -417,7 +423,7 @@ def log_mel(samples):
     return ((decades + 4) / 4).T  # (T, N_MELS)
 
 
-def centre(clip):
+def centre(clip: Tensor) -> Tensor:
     """A clip's features less the mean of each band over the clip: (T, N_MELS) -> (T, N_MELS).
 
     A microphone and a room multiply each band by much the same factor throughout, and what is
@@ -426,7 +432,7 @@ def centre(clip):
     return clip - clip.mean(dim=0)
 
 
-def load_features(splits, out):
+def load_features(splits: dict[str, list[Clip]], out: str | Path) -> dict[str, list[Tensor]]:
     """Log-mel features of every clip: {split: [(T, N_MELS) float16 tensor per clip]}.
 
     Computed once and kept in `out`/features/<key>.npz (1 GB for all of LJ Speech); the key is a
@@ -463,21 +469,23 @@ def _read_features(cache):
 
 
 # ----------------------------------------------------------------------------------------- batches
-def batches_by_length(lengths, batch_size, shuffle=True):
+def batches_by_length(
+    lengths: Sequence[int], batch_size: int, shuffle: bool = True
+) -> list[Tensor]:
     """Batches of indices (n,) of clips of similar length.
 
     `shuffle`: lengths are jittered by up to 5 % before sorting, and the batches come in random
     order. Otherwise in order of length.
     """
-    lengths = torch.as_tensor(lengths, dtype=torch.float32)
+    sizes = torch.as_tensor(lengths, dtype=torch.float32)
     if not shuffle:
-        return list(lengths.argsort(stable=True).split(batch_size))
-    jittered = lengths * (1 + 0.05 * torch.rand(len(lengths)))
+        return list(sizes.argsort(stable=True).split(batch_size))
+    jittered = sizes * (1 + 0.05 * torch.rand(len(sizes)))
     batches = jittered.argsort().split(batch_size)
     return [batches[i] for i in torch.randperm(len(batches))]
 
 
-def pad(sequences, value):
+def pad(sequences: list[Tensor], value: float) -> tuple[Tensor, Tensor]:
     """Tensors (L_i, ...) -> one tensor (B, max L, ...) padded with `value`, and lengths (B,)."""
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     padded = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value)

@@ -45,7 +45,7 @@ def picture(model, samples, written):
         squeeze=False,
         height_ratios=heights,
     )
-    for axis, (start, stop, text) in zip(axes[:, 0], written):
+    for axis, (start, stop, text) in zip(axes[:, 0], written, strict=True):
         tokens = torch.tensor(utils.encode(text))
         weights = plots.attention_map(model, utils.log_mel(samples[start:stop]), tokens)  # (T, S)
         ends = (start / utils.SAMPLE_RATE, stop / utils.SAMPLE_RATE)

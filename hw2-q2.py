@@ -410,7 +410,7 @@ def plot(curves, legend, name, out, source):
     """
     figure, panels = utils.pyplot().subplots(1, 2, figsize=(6.8, 2.8), layout="constrained")
     measures = {"train_loss": "Training loss", "val_accuracy": "Validation accuracy"}
-    for axes, (key, ylabel) in zip(panels, measures.items()):
+    for axes, (key, ylabel) in zip(panels, measures.items(), strict=True):
         for label, results in curves.items():
             values = [[row[key] for row in result["epochs"]] for result in results]
             n_epochs = min(map(len, values))

@@ -194,16 +194,16 @@ def linear_attention(Q: Tensor, K: Tensor, V: Tensor, n_terms: int = 3) -> Tenso
     sum_k = K.sum(dim=-2)[..., None]  # (..., D, 1)
     sum_kv = K.mT @ V  # (..., D, D)
     sum_kk = K.mT @ K  # (..., D, D)
-    of_pairs = [0] * len(range(0, D, BLOCK))  # block by block: (..., m, D)
-    for k, v in zip(K.split(chunk, dim=-2), V.split(chunk, dim=-2)):
-        of_pairs = [total + kk @ v for total, kk in zip(of_pairs, pair_products(k))]
-    sum_kkv = [c * total for c, total in zip(pair_weights(Q), of_pairs)]  # weighted by c_ij
+    totals = [0] * len(range(0, D, BLOCK))  # block by block: (..., m, D)
+    for k, v in zip(K.split(chunk, dim=-2), V.split(chunk, dim=-2), strict=True):
+        totals = [total + kk @ v for total, kk in zip(totals, pair_products(k), strict=True)]
+    sum_kkv = [c * total for c, total in zip(pair_weights(Q), totals, strict=True)]  # c = c_ij
 
     def attend(q):
         normaliser = K.shape[-2] + q @ sum_k + (q @ sum_kk * q).sum(dim=-1, keepdim=True) / 2
         check_normaliser(normaliser, n_terms)
         values = sum_v + q @ sum_kv
-        for qq, total in zip(pair_products(q), sum_kkv):
+        for qq, total in zip(pair_products(q), sum_kkv, strict=True):
             values = values + qq.mT @ total  # (..., chunk, m) @ (..., m, D)
         return values / normaliser  # (..., chunk, D)
 
@@ -251,7 +251,7 @@ def join(attend: Callable, Q: Tensor, K: Tensor, V: Tensor, chunk: int) -> Tenso
     if any(x.requires_grad for x in (Q, K, V)):
         return torch.cat(list(pieces), dim=-2)
     Z = V.new_empty(*Q.shape[:-1], V.shape[-1])
-    for z, piece in zip(Z.split(chunk, dim=-2), pieces):
+    for z, piece in zip(Z.split(chunk, dim=-2), pieces, strict=True):
         z.copy_(piece)
     return Z
 
@@ -359,7 +359,7 @@ def linear_attention_by_features(Q: Tensor, K: Tensor, V: Tensor, n_terms: int) 
     """What `linear_attention` does for any number of terms: by the map above, chunk by chunk."""
     chunk = chunk_length(Q, reduced_feature_dim(Q.shape[-1], n_terms))
     sum_kv, sum_k = empty_state(Q, V, n_terms)
-    for k, v in zip(K.split(chunk, dim=-2), V.split(chunk, dim=-2)):
+    for k, v in zip(K.split(chunk, dim=-2), V.split(chunk, dim=-2), strict=True):
         phi_k = reduced_feature_map(k, n_terms)
         sum_kv = sum_kv + phi_k.mT @ v  # (..., M, D)
         sum_k = sum_k + phi_k.sum(dim=-2)[..., None]  # (..., M, 1)
@@ -409,7 +409,7 @@ def causal_linear_attention(
     if (sum_kv.shape, sum_k.shape) != (empty[0].shape, empty[1].shape):
         raise ValueError("the state is of other sizes or another n_terms than Q, K and V.")
     outputs = []
-    for q, k, v in zip(*(x.split(CAUSAL_CHUNK, dim=-2) for x in (Q, K, V))):
+    for q, k, v in zip(*(x.split(CAUSAL_CHUNK, dim=-2) for x in (Q, K, V)), strict=True):
         phi_q = reduced_feature_map(q, n_terms)  # (..., chunk, M)
         phi_k = reduced_feature_map(k, n_terms)
         weights = taylor_exp(q @ k.mT, n_terms).tril()  # (..., chunk, chunk): keys up to t
@@ -477,7 +477,7 @@ def state_error(Q: Tensor, K: Tensor, V: Tensor) -> float:
     """Largest difference between the causal form of the whole and of it token by token."""
     whole, _ = causal_linear_attention(Q, K, V)
     tokens, state = [], None
-    for q, k, v in zip(*(x.split(1, dim=-2) for x in (Q, K, V))):
+    for q, k, v in zip(*(x.split(1, dim=-2) for x in (Q, K, V)), strict=True):
         z, state = causal_linear_attention(q, k, v, state=state)
         tokens.append(z)
     return largest(torch.cat(tokens, dim=-2) - whole)

@@ -237,8 +237,8 @@ def crossovers(curves: list[dict], n_terms: int) -> list[dict]:
 
 def gains_by_length(exact: dict, linear: dict) -> dict[int, float]:
     """{length: how many times as fast as exact attention linear attention is}, rising lengths."""
-    seconds = dict(zip(exact["seq_lens"], exact["seconds"]))
-    pairs = zip(linear["seq_lens"], linear["seconds"])
+    seconds = dict(zip(exact["seq_lens"], exact["seconds"], strict=True))
+    pairs = zip(linear["seq_lens"], linear["seconds"], strict=True)
     return {L: seconds[L] / fast for L, fast in pairs if L in seconds}
 
 
@@ -289,9 +289,10 @@ def draw_weights(result: dict, out: str) -> None:
     """The weights of a small example as maps, exact and from three terms."""
     plt = utils.pyplot()
     figure, panels = plt.subplots(2, 2, figsize=utils.HALF_PAGE, layout="constrained")
-    for row, pair in zip(result["weights"], panels):
+    columns = {"softmax": "softmax", "taylor": "3 terms"}
+    for row, pair in zip(result["weights"], panels, strict=True):
         largest = max(map(max, row["softmax"]))
-        for axes, key, name in zip(pair, ("softmax", "taylor"), ("softmax", "3 terms")):
+        for axes, (key, name) in zip(pair, columns.items(), strict=True):
             image = axes.imshow(row[key], vmin=0, vmax=largest, cmap="viridis")
             axes.set_title(f"{name}, |q·k| ≤ {row['score_scale']}", fontsize=8)
             axes.set(xticks=[], yticks=[])
@@ -325,7 +326,7 @@ LINES = {"linear": "-", "softmax, fused": "--", "softmax, plain": ":"}
 def draw_seconds(result: dict, out: str) -> None:
     """The time of every method against the length: medians, and bands from fastest to slowest."""
     figure, axes = draw_scaling(result, "seconds")
-    for row, line in zip(result["scaling"], list(axes.lines)):
+    for row, line in zip(result["scaling"], list(axes.lines), strict=True):
         band = {"color": line.get_color(), "alpha": 0.2, "linewidth": 0}
         axes.fill_between(row["seq_lens"], row["fastest"], row["slowest"], **band)
     axes.set(xlabel="Sequence length L", ylabel="Seconds")

@@ -76,7 +76,8 @@ def as_it_is(clips):
 # -------------------------------------------------------------------------------------- the scores
 def scores_of(q3, references, hypotheses):
     """The five scores, and in which interval the mean similarity of other clips would lie."""
-    similarity = [q3.damerau_levenshtein(a, b) for a, b in zip(references, hypotheses)]
+    pairs = zip(references, hypotheses, strict=True)
+    similarity = [q3.damerau_levenshtein(a, b) for a, b in pairs]
     scores = q3.score(references, hypotheses)
     return {**scores, "interval": q3.bootstrap_interval(similarity), "n": len(references)}
 

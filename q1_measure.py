@@ -1,7 +1,7 @@
 """What Question 1 measures: how good linear attention's approximation is, and where it is faster.
 
     python q1_measure.py                measures time, memory and error
-    python q1_measure.py -plot_only     figures and summary of saved numbers
+    python q1_measure.py -plot_only     draws and sums up the saved numbers
 
 Saves OUT/results/q1.json and OUT/figures/q1-*.{pdf,png}. Seconds are medians over rounds in which
 the methods take turns, so that a busy moment of the machine hits all of them.
@@ -28,17 +28,16 @@ from tqdm import tqdm
 
 LENGTHS = [2**n for n in range(8, 17)]  # 256 to 65,536
 ROUNDS = 5
-SCORES = 4  # exp and its series are drawn for scores from -4 to 4
 EXAMPLE_SCALES = (1, 6)  # largest |q·k| of the example whose weights are drawn
 SCALES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 24.0)  # largest |q·k| of an approximation
 IF_MEMORY_RUNS_OUT = "a smaller -max_memory or shorter -seq_lens"
 METHODS = ("linear", "softmax, fused", "softmax, plain")  # whose time and memory are measured
-MANY_HEADS, MANY_HEADS_UNTIL = 8, 8192  # the first two also with so many heads, up to this length
+MANY_HEADS, MANY_HEADS_UNTIL = 8, 8192  # the first two once more, up to this length
 
 
 # ------------------------------------------------------------- how good is the approximation? Q1.3
 def approximation(n_terms: int, Q: Tensor, K: Tensor, V: Tensor) -> dict:
-    """The error of linear attention as the scores grow; they are at most 1 for the given Q and K.
+    """The error of linear attention as scores grow; those of the given Q and K are at most 1.
 
     For each of SCALES: the largest error against exact attention (None where linear attention
     refuses), its bound, and the share of negative weights.
@@ -63,9 +62,9 @@ def approximation_error(Q: Tensor, K: Tensor, V: Tensor, n_terms: int) -> float 
     """Largest difference between linear and exact attention, or None where linear refuses."""
     try:
         approximate = q1.linear_attention(Q, K, V, n_terms)
-    except ValueError:  # the weights of a row have no positive sum
+    except ValueError:  # the weights of some row do not sum to a positive number
         return None
-    return (approximate - q1.softmax_attention(Q, K, V)).abs().max().item()
+    return q1.largest(approximate - q1.softmax_attention(Q, K, V))
 
 
 def example_weights(Q: Tensor, K: Tensor) -> list[dict]:
@@ -82,10 +81,11 @@ def example_weights(Q: Tensor, K: Tensor) -> list[dict]:
 
 
 def error_bound(scores: Tensor, V: Tensor, n_terms: int) -> float:
-    """What that difference cannot exceed: max |V| R_i/S_i (1 + Σ_j |w_ij| / |W_i|), for all i.
+    """A bound on `approximation_error`: max |V| R_i/S_i (1 + Σ_j |w_ij| / |W_i|), the largest i's.
 
-    scores (L, L), of the exact weights A = e^t and the approximate w; S_i and W_i their sums over
-    row i; R_i the sum of Lagrange's remainders, |e^t - series| ≤ max(1, e^t) |t|^K / K!.
+    For scores t (L, L): the exact weights are A = e^t, the approximate ones w, and S_i and W_i
+    their sums over row i; R_i is the sum of Lagrange's remainders of row i, each at most
+    max(1, e^t) |t|^K / K!.
     """
     A = scores.exp()
     w = q1.taylor_exp(scores, n_terms)
@@ -104,7 +104,7 @@ def compare_methods(
     n_heads: int = 1,
     longest: float = math.inf,
 ) -> list[dict]:
-    """Seconds and extra memory against the length: one curve, a dict, for each of the methods."""
+    """Seconds and extra memory against the length: a curve, which is a dict, for each method."""
     device = runs.pick_device(args.device)
     curves = {method: empty_curve(method, D, n_heads) for method in methods}
     lengths = [L for L in args.seq_lens if L <= longest]
@@ -138,8 +138,8 @@ def empty_curve(method: str, D: int, n_heads: int) -> dict:
 def add_point(
     curves: dict[str, dict], functions: dict[str, Callable], Q: Tensor, K: Tensor, V: Tensor
 ) -> None:
-    """Measure every function on these inputs, in turn, and add what was found to its curve."""
-    n_bytes = {method: peak_memory(f, Q, K, V) for method, f in functions.items()}  # warms up, too
+    """Measure every function on these inputs and add the numbers to its curve."""
+    n_bytes = {method: peak_memory(f, Q, K, V) for method, f in functions.items()}  # also warms up
     calls = {method: functools.partial(f, Q, K, V) for method, f in functions.items()}
     seconds = time_in_turn(calls, ROUNDS)
     for method in functions:
@@ -152,7 +152,7 @@ def add_point(
 
 
 def time_in_turn(calls: Mapping[str, Callable], rounds: int) -> dict[str, list[float]]:
-    """{name: its seconds in every round} of {name: function without arguments}."""
+    """Call each function once per round, one after the other: {name: its seconds in each round}."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
@@ -164,7 +164,7 @@ def time_in_turn(calls: Mapping[str, Callable], rounds: int) -> dict[str, list[f
 
 def peak_memory(function: Callable, *inputs: Tensor) -> int:
     """The peak of torch's allocator, in bytes, beyond the inputs and the output."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else no GPU is reported as an error
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it reports a missing GPU as an error
     with torch.profiler.profile(profile_memory=True, acc_events=True) as trace:
         output = function(*inputs)
     changes = []  # (time, bytes): positive where memory is taken, negative where it is returned
@@ -192,7 +192,7 @@ def attention_of(method: str, n_terms: int) -> Callable:
 def gigabytes_needed(
     method: str, L: int, D: int, n_terms: int, device: torch.device, n_heads: int = 1
 ) -> float:
-    """About how much memory a measurement takes, so that one that would not fit is skipped."""
+    """About how much memory a measurement takes, to skip those that would not fit."""
     numbers = 4 * L * D  # Q, K, V and the output
     if method == "linear":  # blocks of features, the sums over keys, what is added to them
         M = q1.reduced_feature_dim(D, n_terms)
@@ -205,7 +205,7 @@ def gigabytes_needed(
 
 
 def log_slope(lengths: list[int], seconds: list[float]) -> float | None:
-    """The power of the length with which time grows, by least squares; None for one length."""
+    """p in time ~ length^p, by least squares; None for a single length."""
     if len(lengths) < 2:
         return None
     slope, _ = np.polyfit(np.log(lengths), np.log(seconds), 1)
@@ -213,9 +213,9 @@ def log_slope(lengths: list[int], seconds: list[float]) -> float | None:
 
 
 def crossovers(curves: list[dict], n_terms: int) -> list[dict]:
-    """From which length linear attention is faster than each exact one: measured and predicted.
+    """From which length on linear attention beats each exact method, measured and predicted.
 
-    Predicted by counting: 2 L² D products against 2 L M D, equal at L = M. `gain`: how many times
+    The prediction counts products: 2 L² D against 2 L M D, equal at L = M. `gain`: how many times
     as fast linear attention is at `seq_len`, the longest length at which both were measured.
     """
     linear = {curve["D"]: curve for curve in curves if curve["method"] == "linear"}
@@ -236,14 +236,14 @@ def crossovers(curves: list[dict], n_terms: int) -> list[dict]:
 
 
 def gains_by_length(exact: dict, linear: dict) -> dict[int, float]:
-    """{length: how many times as fast as exact attention linear attention is}, rising lengths."""
+    """{length: how many times as fast linear attention is}, for rising lengths."""
     seconds = dict(zip(exact["seq_lens"], exact["seconds"], strict=True))
     pairs = zip(linear["seq_lens"], linear["seconds"], strict=True)
     return {L: seconds[L] / fast for L, fast in pairs if L in seconds}
 
 
 def crossover_length(gains: dict[int, float]) -> int | None:
-    """The length at which the gain passes 1, between those measured, or None if it does not."""
+    """The length at which the gain passes 1, interpolated; None if it does not."""
     if not gains or not min(gains.values()) < 1 < max(gains.values()):
         return None
     if next(iter(gains.values())) >= 1:  # faster from the first length on
@@ -265,16 +265,16 @@ def draw(result: dict, out: str) -> None:
 
 
 def draw_series(out: str) -> None:
-    """exp and the first K terms of its series; a dot where these begin to be off by 10 %."""
+    """exp and the first K terms of its series; a dot where these begin to be 10 % off."""
     figure, axes = utils.pyplot().subplots(figsize=utils.HALF_PAGE, layout="constrained")
-    t = torch.linspace(-SCORES, SCORES, 2001, dtype=torch.float64)
+    t = torch.linspace(-4, 4, 2001, dtype=torch.float64)
     exact = t.exp()
     axes.plot(t, exact, color="black", linewidth=2, label="exp(t)")
     for n_terms in range(2, 7):
         found = q1.taylor_exp(t, n_terms)
         is_off = (found - exact).abs() > 0.1 * exact
         ends = (is_off[1:] != is_off[:-1]).nonzero()[:, 0]
-        positive = found.where(found > 0, math.nan)  # what a logarithmic axis has
+        positive = found.where(found > 0, math.nan)  # a logarithmic axis has no others
         (line,) = axes.plot(t, positive, linewidth=1, label=f"K = {n_terms}")
         axes.plot(t[ends], found[ends], "o", markersize=4, color=line.get_color())
     axes.set_yscale("log")
@@ -286,7 +286,7 @@ def draw_series(out: str) -> None:
 
 
 def draw_weights(result: dict, out: str) -> None:
-    """The weights of a small example as maps, exact and from three terms."""
+    """The weights of a small example as images, exact and from three terms."""
     plt = utils.pyplot()
     figure, panels = plt.subplots(2, 2, figsize=utils.HALF_PAGE, layout="constrained")
     columns = {"softmax": "softmax", "taylor": "3 terms"}
@@ -353,7 +353,7 @@ def draw_memory(result: dict, out: str) -> None:
 
 
 def draw_scaling(result: dict, key: str) -> tuple:
-    """Every curve on two logarithmic axes, a colour for each D, a line for each method."""
+    """Every curve on logarithmic axes: a colour for each D, a line style for each method."""
     plt = utils.pyplot()
     width, height = utils.HALF_PAGE
     figure, axes = plt.subplots(figsize=(width, height + 0.4), layout="constrained")
@@ -375,7 +375,7 @@ def draw_scaling(result: dict, key: str) -> tuple:
 
 # ----------------------------------------------------------------------------------------- summary
 def print_summary(result: dict) -> None:
-    """What was found, a line for each experiment's row."""
+    """Print what was found, a line for each row of an experiment."""
     worst = max(max(row["full"], row["reduced"]) for row in result["identities"])
     print(f"largest error of phi(q).phi(k) = series: {worst:.1e}, float64")
     for dtype, error in result["linear_vs_quadratic"].items():
@@ -389,7 +389,7 @@ def print_summary(result: dict) -> None:
 
 
 def print_scaling(scaling: list[dict], crossover: list[dict]) -> None:
-    """The time of every method, what was skipped, and where linear attention wins."""
+    """Print the time of every method, what was skipped, and where linear attention wins."""
     for row in scaling:
         print(f"{text_of_head(row)}  {row['method']:14}  {text_of_curve(row)}")
         for skipped in row["skipped"]:
@@ -399,7 +399,7 @@ def print_scaling(scaling: list[dict], crossover: list[dict]) -> None:
 
 
 def text_of_head(row: dict) -> str:
-    """Which and how many heads a curve was measured with."""
+    """The number and size of the heads that a curve was measured with."""
     return f"{row['heads']} x D = {row['D']:3}"
 
 
@@ -446,7 +446,7 @@ def make_parser() -> runs.ArgumentParser:
 
 
 def start_result(args: Namespace) -> dict:
-    """What a results file says before anything was measured."""
+    """The result before anything was measured."""
     config = {name: value for name, value in vars(args).items() if name not in ("out", "plot_only")}
     config["rounds"] = ROUNDS
     data = {"source": "random normal Q, K, V (synthetic)"}
@@ -455,7 +455,7 @@ def start_result(args: Namespace) -> dict:
 
 
 def measure_all(args: Namespace) -> dict:
-    """Every experiment, as the result that is saved."""
+    """Run every experiment; returns the result that is saved."""
     started = timeit.default_timer()
     args.seq_lens = sorted(set(args.seq_lens))
     result = start_result(args)

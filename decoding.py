@@ -94,7 +94,7 @@ class CachedDecoder:
     The first `step` takes START alone, each later one the same text with one more letter.
     """
 
-    def __init__(self, decoder: nn.Module, z: Tensor, mask: Tensor | None = None):
+    def __init__(self, decoder: nn.Module, z: Tensor, mask: Tensor):
         parameters = {id(parameter): parameter for parameter in decoder.parameters()}
         self.decoder = copy.deepcopy(decoder, parameters)  # layers of its own, shared parameters
         self.z, self.mask = z, mask
@@ -129,13 +129,13 @@ class CachedDecoder:
 class PlainDecoder:
     """The same two methods without a cache: each step reads the whole text."""
 
-    def __init__(self, decoder: nn.Module, z: Tensor, mask: Tensor | None = None):
+    def __init__(self, decoder: nn.Module, z: Tensor, mask: Tensor):
         self.decoder, self.z, self.mask = decoder, z, mask
 
     def step(self, text: Tensor) -> Tensor:
         """text (B, T) -> logits (B, V) of the letter after it."""
         z = self.z.expand(len(text), -1, -1)
-        mask = None if self.mask is None else self.mask.expand(len(text), -1, -1, -1)
+        mask = self.mask.expand(len(text), -1, -1, -1)
         return self.decoder(text, z, mask)[:, -1]
 
     def keep(self, rows: Tensor) -> None:
@@ -155,7 +155,7 @@ NOT_CACHED: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # decoders whose cac
 
 @torch.inference_mode()
 def greedy_decode_with_cache(
-    greedy_decode: Callable, decoder: nn.Module, z: Tensor, mask: Tensor | None, max_tokens: int
+    greedy_decode: Callable, decoder: nn.Module, z: Tensor, mask: Tensor, max_tokens: int
 ) -> Tensor:
     """What `greedy_decode(decoder, z, mask, max_tokens)` returns, several times as fast.
 
@@ -249,12 +249,11 @@ class PrefixScore:
     are kept: of those that end in its last letter, and of those that end in a blank.
     """
 
-    def __init__(self, log_p: Tensor, blank: int = PAD):
-        """log_p (S, V): the layer's log-probabilities."""
+    def __init__(self, log_p: Tensor):
+        """log_p (S, V): the layer's log-probabilities; PAD is the blank."""
         self.log_p = log_p.T.double()  # (V, S)
         self.cumulative = nn.functional.pad(self.log_p.cumsum(dim=1), (1, 0))  # (V, S + 1)
-        self.blank = blank
-        only_blanks = self.cumulative[None, blank]  # (1, S + 1): the empty prefix
+        only_blanks = self.cumulative[None, PAD]  # (1, S + 1): the empty prefix
         self.sums = torch.full_like(only_blanks, -math.inf), only_blanks  # each (W, S + 1)
 
     def continuations(self, last: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -270,7 +269,7 @@ class PrefixScore:
         # letter(s + 1) = p(s) (letter(s) + before(s)): the letter goes on, or begins in frame s
         # blank(s + 1) = p_blank(s) (blank(s) + letter(s))
         letter = _solve_recursion(before, self.cumulative)  # (W, V, S + 1)
-        blank = _solve_recursion(letter, self.cumulative[self.blank])
+        blank = _solve_recursion(letter, self.cumulative[PAD])
         scores = (before[:, :, :-1] + self.log_p).logsumexp(dim=-1)  # over its first frame, s
         scores[:, STOP] = torch.logaddexp(*self.sums)[:, -1]
         return scores, (letter, blank)

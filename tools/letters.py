@@ -8,7 +8,6 @@ how many bits a letter of the course's validation part takes.
 """
 
 import math
-import time
 from pathlib import Path
 
 import decoding
@@ -53,7 +52,6 @@ def train(training, validation, epochs):
     lengths = [len(text) for text in training]
     for epoch in range(1, epochs + 1):
         model.train()
-        started = time.perf_counter()
         batches = utils.batches_by_length(lengths, BATCH)
         for indices in tqdm(batches, f"epoch {epoch}", leave=False, disable=runs.QUIET):
             optimizer.zero_grad()
@@ -64,10 +62,7 @@ def train(training, validation, epochs):
         model.eval()
         with torch.inference_mode():
             bits = loss_of(model, validation).item() / math.log(2)
-        seconds = time.perf_counter() - started
-        print(
-            f"epoch {epoch}  {bits:.3f} bits per letter on validation  {seconds:.1f} s", flush=True
-        )
+        print(f"epoch {epoch}  {bits:.3f} bits per letter on validation", flush=True)
     return model
 
 

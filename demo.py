@@ -1,11 +1,10 @@
 """A page to speak into, which `make demo` opens in the browser.
 
-It is served to this machine alone, fetches nothing from elsewhere and keeps nothing. The text comes
-from the model and the search of transcribe.py; under it stands where the decoder listened while it
-wrote each letter: its cross-attention weights, a row for each letter.
+It is served to this machine only, fetches nothing from elsewhere and keeps nothing. The text comes
+from the model and the search of transcribe.py. Below it one sees where the decoder listened while
+it wrote each letter: its cross-attention weights, a row for each letter.
 """
 
-import importlib
 import os
 import tempfile
 
@@ -18,16 +17,15 @@ import torch
 
 Q3 = runs.load_definitions(transcribe.NOTEBOOK, device="cpu")
 
+MAX_ROWS = 600  # of a picture, about 40 s of speech; browsers refuse much higher ones
 
-LARGEST = 600  # rows of letters in a picture: about 40 s of speech; browsers refuse far higher ones
 
-
-def that_fit(written):
-    """The first stretches (start, stop, text) with text that fit into one picture."""
+def stretches_that_fit(written):
+    """The first stretches (start, stop, text) that fit into one picture, without empty texts."""
     fitting, n_rows = [], 0
     for start, stop, text in written:
         n_rows += len(text) + 8
-        if n_rows > LARGEST:
+        if n_rows > MAX_ROWS:
             break
         if text:
             fitting.append((start, stop, text))
@@ -35,7 +33,7 @@ def that_fit(written):
 
 
 def picture(model, samples, written):
-    """A map for each stretch of speech (start, stop, text), from the top: a row for each letter."""
+    """The attention in each stretch of speech (start, stop, text), with a row for each letter."""
     plt = utils.pyplot()
     heights = [len(text) + 8 for _, _, text in written]
     figure, axes = plt.subplots(
@@ -45,7 +43,7 @@ def picture(model, samples, written):
         squeeze=False,
         height_ratios=heights,
     )
-    for axis, (start, stop, text) in zip(axes[:, 0], written):
+    for axis, (start, stop, text) in zip(axes[:, 0], written, strict=True):
         tokens = torch.tensor(utils.encode(text))
         weights = plots.attention_map(model, utils.log_mel(samples[start:stop]), tokens)  # (T, S)
         ends = (start / utils.SAMPLE_RATE, stop / utils.SAMPLE_RATE)
@@ -60,9 +58,9 @@ def picture(model, samples, written):
 
 
 def write_down(model, path):
-    """The text of a recording, and where the decoder listened, as far as it fits in a picture.
+    """The text of a recording, and a figure of where the decoder listened, as far as it fits.
 
-    In place of the text what is wrong with the recording, in brackets.
+    If the recording has no text, what is wrong with it stands in brackets in its place.
     """
     try:
         samples = utils.read_audio(path, name="The recording")
@@ -72,23 +70,24 @@ def write_down(model, path):
     text = transcribe.text_of(written)
     if not text:
         return f"({transcribe.why_no_text(written)})", None
-    fitting = that_fit(written)
+    fitting = stretches_that_fit(written)
     return text, picture(model, samples, fitting) if fitting else None
 
 
 def import_gradio():
     """The package gradio, which only this page needs; UserError where it is not installed."""
     try:
-        return importlib.import_module("gradio")
+        import gradio
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
         raise runs.UserError("the package gradio is missing; `make demo` installs it.") from error
+    return gradio
 
 
 def main(args):
     model = Q3.load_model(args.model)
-    with tempfile.TemporaryDirectory() as folder:  # what is recorded goes when the page closes
+    with tempfile.TemporaryDirectory() as folder:  # recordings go when the page closes
         os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")
         gradio = import_gradio()
 
@@ -105,7 +104,7 @@ def main(args):
             text = gradio.Textbox(label="Text", buttons=[])
             plot = gradio.Plot(show_label=False)
             sound.change(answer, sound, [text, plot])
-        fonts = {"font": ["sans-serif"], "font_mono": ["monospace"]}  # others would be fetched
+        fonts = {"font": ["sans-serif"], "font_mono": ["monospace"]}  # other fonts would be fetched
         page.launch(
             server_name="127.0.0.1",
             share=False,

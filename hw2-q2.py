@@ -8,7 +8,7 @@
         Q2.2: strides in place of pooling, at the best rate of that search
 
 Prints every epoch's mean training loss and validation accuracy, then the test metrics, and saves
-OUT/results/q2-*.json and OUT/figures/CNN-*.{pdf,png}. Q2.3's counts are
+OUT/results/q2-*.json and OUT/figures/CNN-*.{pdf,png}. For Q2.3 there is
 `get_number_trainable_params` and, for what else differs between the networks,
 `count_multiply_accumulates` and `accuracy_shifted`.
 
@@ -168,7 +168,7 @@ def train(name, config, out, rate_source=None, network=CNN, position=0):
             loss = train_batch(X[batch], y[batch], model, optimizer, F.nll_loss)
             total_loss += loss * len(batch)
             progress.update()
-        train_loss = total_loss.item() / len(X)  # of each image before its step, with dropout
+        train_loss = total_loss.item() / len(X)  # each image's before its step, with dropout
         if not math.isfinite(train_loss):
             result["status"] = "diverged"
             progress.write(f"{name}  epoch {epoch:3}  the loss became infinite or NaN")
@@ -263,7 +263,7 @@ def accuracy_course_subset(predicted, truth):
 
 def accuracy_shifted(model, X, y, pixels):
     """Mean accuracy on X (N, 1, 28, 28), y (N,) when all images move left, up, down and right."""
-    directions = {(0, -pixels), (0, pixels), (-pixels, 0), (pixels, 0)}  # 0 pixels: a single one
+    directions = {(0, -pixels), (0, pixels), (-pixels, 0), (pixels, 0)}  # 0 pixels: only one
     return mean(evaluate(model, shifted(X, dy, dx), y) for dy, dx in directions)
 
 
@@ -275,8 +275,8 @@ def shifted(X, dy, dx):
 
 
 # ---------------------------------------------------------------------------------- learning rates
-METRICS = ("val_accuracy", "accuracy", "auc", "accuracy_course_subset")  # all but one of the test
-SETTINGS = ("epochs", "batch_size", "l2_decay", "dropout", "optimizer")  # the same in a search
+METRICS = ("val_accuracy", "accuracy", "auc", "accuracy_course_subset")
+SETTINGS = ("epochs", "batch_size", "l2_decay", "dropout", "optimizer")  # equal within a search
 
 
 def by_rate(results):
@@ -288,7 +288,7 @@ def by_rate(results):
 
 
 def mean_and_deviation(values):
-    """[mean, standard deviation]: None for the deviation of one value, [] for no values."""
+    """[mean, standard deviation]; the deviation of one value is None; [] for no values."""
     if not values:
         return []
     return [mean(values), stdev(values) if len(values) > 1 else None]
@@ -340,7 +340,7 @@ def best_row(table):
 def save_search(args, results, table, best):
     """Save table and choice as OUT/results/q2-<name>.json, the strided network's as -strided.
 
-    A search of other flags or data under that name is kept under another one.
+    An earlier search with other flags or data is set aside under another name.
     """
     first = results[0]
     shared = ("question", "command", "started", "data", "environment", "parameters")
@@ -404,13 +404,12 @@ def describe(search):
 def plot(curves, legend, name, out, source):
     """Training loss and validation accuracy against the epoch, a line per label.
 
-    curves: {label: results}; legend: what stands above the labels. A line is the mean over the
-    seeds, its band reaches from the least to the greatest of them, and both end where the first
-    run diverged.
+    curves: {label: results}; legend: its title. A line is the mean over the seeds, its band reaches
+    from the least to the greatest of them, and both end where the first run diverged.
     """
     figure, panels = utils.pyplot().subplots(1, 2, figsize=(6.8, 2.8), layout="constrained")
     measures = {"train_loss": "Training loss", "val_accuracy": "Validation accuracy"}
-    for axes, (key, ylabel) in zip(panels, measures.items()):
+    for axes, (key, ylabel) in zip(panels, measures.items(), strict=True):
         for label, results in curves.items():
             values = [[row[key] for row in result["epochs"]] for result in results]
             n_epochs = min(map(len, values))
@@ -461,7 +460,7 @@ def network_name(config):
 
 
 def name_ending(config):
-    """What a name tells because it differs from the defaults: "" or, for example, "-epochs150"."""
+    """The settings that differ from the defaults, to end a name with: "" or "-epochs150", say."""
     default = make_parser().get_default
     changed = [flag for flag in SETTINGS if config[flag] != default(flag)]
     return "".join(f"-{flag}{config[flag]}" for flag in changed)
@@ -473,7 +472,7 @@ def plan_runs(args, rates):
     for rate in rates:
         for seed in args.seed:
             config = {**vars(args), "learning_rate": rate, "seed": seed}
-            del config["out"], config["name"], config["plot_only"]  # no matter for the result
+            del config["out"], config["name"], config["plot_only"]  # which do not change the result
             name = f"q2-{network_name(config)}-lr{rate}-seed{seed}{name_ending(config)}"
             planned[name] = config
     return planned
@@ -492,7 +491,7 @@ def train_all(planned, out, rate_source=None, network=CNN):
     load_data(first["data"])  # here, so that forked processes share the images
     if runs.pick_device(first["device"]).type != "cpu":
         return [train(*job) for job in jobs]
-    # Two to a processor: three rates on two processors train at once, and none is left for later.
+    # Two per processor, so that three rates on two processors all train at once.
     return list(runs.side_by_side(train, jobs, n_processes=2 * runs.usable_cpus()))
 
 
@@ -537,7 +536,7 @@ def make_parser():
 
 
 def check_flags(args):
-    """Refuse contradictions; put the rates from the largest, the seeds from the smallest."""
+    """Refuse contradictions; sort the rates, largest first, and the seeds."""
     args.out = args.out or runs.default_out(args.data)
     if "best" in args.learning_rate and len(args.learning_rate) > 1:
         raise UserError("-learning_rate best stands alone; leave out the other rates, or best.")
@@ -551,7 +550,6 @@ def check_flags(args):
 
 def main(args):
     """Train every learning rate with every seed, or load that; print, choose, save, draw."""
-    args.out = args.out or runs.default_out(args.data)
     check_flags(args)
     runs.check_writable(args.out)
     rates, rate_source, searched = args.learning_rate, None, []

@@ -1,7 +1,7 @@
 """What Question 1 measures: how good linear attention's approximation is, and where it is faster.
 
     python q1_measure.py                measures time, memory and error
-    python q1_measure.py -plot_only     figures and summary of saved numbers
+    python q1_measure.py -plot_only     draws and sums up the saved numbers
 
 Saves OUT/results/q1.json and OUT/figures/q1-*.{pdf,png}. Seconds are medians over rounds in which
 the methods take turns, so that a busy moment of the machine hits all of them.
@@ -12,7 +12,8 @@ import math
 import os
 import statistics
 import timeit
-from itertools import product
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
 
 import q1_linear_attention as q1
 import runs
@@ -21,46 +22,51 @@ import utils
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
 LENGTHS = [2**n for n in range(8, 17)]  # 256 to 65,536
 ROUNDS = 5
-SCORES = 4  # exp and its series are drawn for scores from -4 to 4
 EXAMPLE_SCALES = (1, 6)  # largest |q·k| of the example whose weights are drawn
 SCALES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 24.0)  # largest |q·k| of an approximation
 IF_MEMORY_RUNS_OUT = "a smaller -max_memory or shorter -seq_lens"
 METHODS = ("linear", "softmax, fused", "softmax, plain")  # whose time and memory are measured
-MANY_HEADS, MANY_HEADS_UNTIL = 8, 8192  # the first two also with so many heads, up to this length
+MANY_HEADS, MANY_HEADS_UNTIL = 8, 8192  # the first two once more, up to this length
 
 
 # ------------------------------------------------------------- how good is the approximation? Q1.3
-def approximation(n_terms, Q, K, V):
-    """The error of linear attention as the scores grow; they are at most 1 for the given Q and K.
+def approximation(n_terms: int, Q: Tensor, K: Tensor, V: Tensor) -> dict:
+    """The error of linear attention as scores grow; those of the given Q and K are at most 1.
 
     For each of SCALES: the largest error against exact attention (None where linear attention
     refuses), its bound, and the share of negative weights.
     """
-    row = {"n_terms": n_terms, "score_scale": [], "error": [], "bound": [], "negative_weights": []}
+    errors, bounds, negative_shares = [], [], []
     for scale in SCALES:
         scores = scale * Q @ K.T  # (L, L)
         is_negative = q1.taylor_exp(scores, n_terms) < 0
-        row["score_scale"].append(scale)
-        row["error"].append(approximation_error(scale * Q, K, V, n_terms))
-        row["bound"].append(error_bound(scores, V, n_terms))
-        row["negative_weights"].append(is_negative.double().mean().item())
-    return row
+        errors.append(approximation_error(scale * Q, K, V, n_terms))
+        bounds.append(error_bound(scores, V, n_terms))
+        negative_shares.append(is_negative.double().mean().item())
+    return {
+        "n_terms": n_terms,
+        "score_scale": list(SCALES),
+        "error": errors,
+        "bound": bounds,
+        "negative_weights": negative_shares,
+    }
 
 
-def approximation_error(Q, K, V, n_terms):
+def approximation_error(Q: Tensor, K: Tensor, V: Tensor, n_terms: int) -> float | None:
     """Largest difference between linear and exact attention, or None where linear refuses."""
     try:
         approximate = q1.linear_attention(Q, K, V, n_terms)
-    except ValueError:  # the weights of a row have no positive sum
+    except ValueError:  # the weights of some row do not sum to a positive number
         return None
-    return (approximate - q1.softmax_attention(Q, K, V)).abs().max().item()
+    return q1.largest(approximate - q1.softmax_attention(Q, K, V))
 
 
-def example_weights(Q, K):
+def example_weights(Q: Tensor, K: Tensor) -> list[dict]:
     """The weights of a few queries and keys, exact and of three terms, for each EXAMPLE_SCALES."""
     rows = []
     scores_up_to_1 = Q @ K.T / (Q @ K.T).abs().max()  # (L, L)
@@ -73,11 +79,12 @@ def example_weights(Q, K):
     return rows
 
 
-def error_bound(scores, V, n_terms):
-    """What that difference cannot exceed: max |V| R_i/S_i (1 + Σ_j |w_ij| / |W_i|), for all i.
+def error_bound(scores: Tensor, V: Tensor, n_terms: int) -> float:
+    """A bound on `approximation_error`: max |V| R_i/S_i (1 + Σ_j |w_ij| / |W_i|), the largest i's.
 
-    scores (L, L), of the exact weights A = e^t and the approximate w; S_i and W_i their sums over
-    row i; R_i the sum of Lagrange's remainders, |e^t - series| ≤ max(1, e^t) |t|^K / K!.
+    For scores t (L, L): the exact weights are A = e^t, the approximate ones w, and S_i and W_i
+    their sums over row i; R_i is the sum of Lagrange's remainders of row i, each at most
+    max(1, e^t) |t|^K / K!.
     """
     A = scores.exp()
     w = q1.taylor_exp(scores, n_terms)
@@ -89,8 +96,14 @@ def error_bound(scores, V, n_terms):
 
 
 # ------------------------------------------------------------------------- is the time linear? Q1.4
-def compare_methods(D, args, methods=METHODS, n_heads=1, longest=math.inf):
-    """Seconds and extra memory against the length: one curve, a dict, for each of the methods."""
+def compare_methods(
+    D: int,
+    args: Namespace,
+    methods: Sequence[str] = METHODS,
+    n_heads: int = 1,
+    longest: float = math.inf,
+) -> list[dict]:
+    """Seconds and extra memory against the length: a curve, which is a dict, for each method."""
     device = runs.pick_device(args.device)
     curves = {method: empty_curve(method, D, n_heads) for method in methods}
     lengths = [L for L in args.seq_lens if L <= longest]
@@ -116,14 +129,16 @@ def compare_methods(D, args, methods=METHODS, n_heads=1, longest=math.inf):
     return list(curves.values())
 
 
-def empty_curve(method, D, n_heads):
+def empty_curve(method: str, D: int, n_heads: int) -> dict:
     lists = ("seq_lens", "seconds", "fastest", "slowest", "peak_bytes", "skipped")
     return {"method": method, "D": D, "heads": n_heads, **{name: [] for name in lists}}
 
 
-def add_point(curves, functions, Q, K, V):
-    """Measure every function on these inputs, in turn, and add what was found to its curve."""
-    n_bytes = {method: peak_memory(f, Q, K, V) for method, f in functions.items()}  # warms up, too
+def add_point(
+    curves: dict[str, dict], functions: dict[str, Callable], Q: Tensor, K: Tensor, V: Tensor
+) -> None:
+    """Measure every function on these inputs and add the numbers to its curve."""
+    n_bytes = {method: peak_memory(f, Q, K, V) for method, f in functions.items()}  # also warms up
     calls = {method: functools.partial(f, Q, K, V) for method, f in functions.items()}
     seconds = time_in_turn(calls, ROUNDS)
     for method in functions:
@@ -135,9 +150,9 @@ def add_point(curves, functions, Q, K, V):
         curve["peak_bytes"].append(n_bytes[method])
 
 
-def time_in_turn(calls, rounds):
-    """{name: its seconds in every round} of {name: function without arguments}."""
-    seconds = {name: [] for name in calls}
+def time_in_turn(calls: Mapping[str, Callable], rounds: int) -> dict[str, list[float]]:
+    """Call each function once per round, one after the other: {name: its seconds in each round}."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             # item() waits for a GPU
@@ -146,9 +161,9 @@ def time_in_turn(calls, rounds):
     return seconds
 
 
-def peak_memory(function, *inputs):
+def peak_memory(function: Callable, *inputs: Tensor) -> int:
     """The peak of torch's allocator, in bytes, beyond the inputs and the output."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else no GPU is reported as an error
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it reports a missing GPU as an error
     with torch.profiler.profile(profile_memory=True, acc_events=True) as trace:
         output = function(*inputs)
     changes = []  # (time, bytes): positive where memory is taken, negative where it is returned
@@ -164,7 +179,7 @@ def peak_memory(function, *inputs):
     return max(0, peak - output.nbytes)
 
 
-def attention_of(method, n_terms):
+def attention_of(method: str, n_terms: int) -> Callable:
     """The function of (Q, K, V) that a name in METHODS stands for."""
     if method == "linear":
         return functools.partial(q1.linear_attention, n_terms=n_terms)
@@ -173,31 +188,33 @@ def attention_of(method, n_terms):
     return q1.softmax_attention
 
 
-def gigabytes_needed(method, L, D, n_terms, device, n_heads=1):
-    """About how much memory a measurement takes, so that one that would not fit is skipped."""
+def gigabytes_needed(
+    method: str, L: int, D: int, n_terms: int, device: torch.device, n_heads: int = 1
+) -> float:
+    """About how much memory a measurement takes, to skip those that would not fit."""
     numbers = 4 * L * D  # Q, K, V and the output
     if method == "linear":  # blocks of features, the sums over keys, what is added to them
         M = q1.reduced_feature_dim(D, n_terms)
         block, n_blocks = (q1.BLOCK * D, 2) if n_terms == 3 else (M, 4)
-        features = max(q1.FEATURES_AT_ONCE[device.type] / n_heads, 64 * block)
+        features = max(q1.FEATURES_AT_ONCE[device.type] // n_heads, 64 * block)
         numbers += n_blocks * min(features, L * block) + 2 * M * D
     if method == "softmax, plain":  # the scores and the weights
         numbers += 2 * L**2
     return 4e-9 * numbers * n_heads
 
 
-def log_slope(lengths, seconds):
-    """The power of the length with which time grows, by least squares; None for one length."""
+def log_slope(lengths: list[int], seconds: list[float]) -> float | None:
+    """p in time ~ length^p, by least squares; None for a single length."""
     if len(lengths) < 2:
         return None
     slope, _ = np.polyfit(np.log(lengths), np.log(seconds), 1)
     return float(slope)
 
 
-def crossovers(curves, n_terms):
-    """From which length linear attention is faster than each exact one: measured and predicted.
+def crossovers(curves: list[dict], n_terms: int) -> list[dict]:
+    """From which length on linear attention beats each exact method, measured and predicted.
 
-    Predicted by counting: 2 L² D products against 2 L M D, equal at L = M. `gain`: how many times
+    The prediction counts products: 2 L² D against 2 L M D, equal at L = M. `gain`: how many times
     as fast linear attention is at `seq_len`, the longest length at which both were measured.
     """
     linear = {curve["D"]: curve for curve in curves if curve["method"] == "linear"}
@@ -207,25 +224,25 @@ def crossovers(curves, n_terms):
         if exact["method"] == "linear":
             continue
         gains = gains_by_length(exact, linear[D])
-        longest = max(gains, default=None)
+        longest, gain = max(gains.items(), default=(None, None))
         row = {"D": D, "heads": exact["heads"], "against": exact["method"]}
         row["predicted"] = q1.reduced_feature_dim(D, n_terms)
         row["measured"] = crossover_length(gains)
         row["seq_len"] = longest
-        row["gain"] = gains.get(longest)
+        row["gain"] = gain
         rows.append(row)
     return rows
 
 
-def gains_by_length(exact, linear):
-    """{length: how many times as fast as exact attention linear attention is}, rising lengths."""
-    seconds = dict(zip(exact["seq_lens"], exact["seconds"]))
-    pairs = zip(linear["seq_lens"], linear["seconds"])
+def gains_by_length(exact: dict, linear: dict) -> dict[int, float]:
+    """{length: how many times as fast linear attention is}, for rising lengths."""
+    seconds = dict(zip(exact["seq_lens"], exact["seconds"], strict=True))
+    pairs = zip(linear["seq_lens"], linear["seconds"], strict=True)
     return {L: seconds[L] / fast for L, fast in pairs if L in seconds}
 
 
-def crossover_length(gains):
-    """The length at which the gain passes 1, between those measured, or None if it does not."""
+def crossover_length(gains: dict[int, float]) -> int | None:
+    """The length at which the gain passes 1, interpolated; None if it does not."""
     if not gains or not min(gains.values()) < 1 < max(gains.values()):
         return None
     if next(iter(gains.values())) >= 1:  # faster from the first length on
@@ -237,7 +254,7 @@ def crossover_length(gains):
 
 
 # ----------------------------------------------------------------------------------------- figures
-def draw(result, out):
+def draw(result: dict, out: str) -> None:
     """All figures of a result, as `out`/figures/q1-*.{pdf,png}."""
     draw_series(out)
     draw_weights(result, out)
@@ -246,17 +263,17 @@ def draw(result, out):
     draw_memory(result, out)
 
 
-def draw_series(out):
-    """exp and the first K terms of its series; a dot where these begin to be off by 10 %."""
+def draw_series(out: str) -> None:
+    """exp and the first K terms of its series; a dot where these begin to be 10 % off."""
     figure, axes = utils.pyplot().subplots(figsize=utils.HALF_PAGE, layout="constrained")
-    t = torch.linspace(-SCORES, SCORES, 2001, dtype=torch.float64)
+    t = torch.linspace(-4, 4, 2001, dtype=torch.float64)
     exact = t.exp()
     axes.plot(t, exact, color="black", linewidth=2, label="exp(t)")
     for n_terms in range(2, 7):
         found = q1.taylor_exp(t, n_terms)
         is_off = (found - exact).abs() > 0.1 * exact
         ends = (is_off[1:] != is_off[:-1]).nonzero()[:, 0]
-        positive = found.where(found > 0, math.nan)  # what a logarithmic axis has
+        positive = found.where(found > 0, math.nan)  # a logarithmic axis has no others
         (line,) = axes.plot(t, positive, linewidth=1, label=f"K = {n_terms}")
         axes.plot(t[ends], found[ends], "o", markersize=4, color=line.get_color())
     axes.set_yscale("log")
@@ -267,13 +284,14 @@ def draw_series(out):
     utils.save_figure(figure, out, "q1-series", "exp and the first terms of its series")
 
 
-def draw_weights(result, out):
-    """The weights of a small example as maps, exact and from three terms."""
+def draw_weights(result: dict, out: str) -> None:
+    """The weights of a small example as images, exact and from three terms."""
     plt = utils.pyplot()
     figure, panels = plt.subplots(2, 2, figsize=utils.HALF_PAGE, layout="constrained")
-    for row, pair in zip(result["weights"], panels):
+    columns = {"softmax": "softmax", "taylor": "3 terms"}
+    for row, pair in zip(result["weights"], panels, strict=True):
         largest = max(map(max, row["softmax"]))
-        for axes, key, name in zip(pair, ("softmax", "taylor"), ("softmax", "3 terms")):
+        for axes, (key, name) in zip(pair, columns.items(), strict=True):
             image = axes.imshow(row[key], vmin=0, vmax=largest, cmap="viridis")
             axes.set_title(f"{name}, |q·k| ≤ {row['score_scale']}", fontsize=8)
             axes.set(xticks=[], yticks=[])
@@ -282,7 +300,7 @@ def draw_weights(result, out):
     utils.save_figure(figure, out, "q1-weights", result["data"]["source"])
 
 
-def draw_approximation(result, out):
+def draw_approximation(result: dict, out: str) -> None:
     """The error of linear attention against the size of the scores, and the bound above it."""
     plt = utils.pyplot()
     figure, axes = plt.subplots(figsize=utils.HALF_PAGE, layout="constrained")
@@ -304,10 +322,10 @@ def draw_approximation(result, out):
 LINES = {"linear": "-", "softmax, fused": "--", "softmax, plain": ":"}
 
 
-def draw_seconds(result, out):
+def draw_seconds(result: dict, out: str) -> None:
     """The time of every method against the length: medians, and bands from fastest to slowest."""
     figure, axes = draw_scaling(result, "seconds")
-    for row, line in zip(result["scaling"], list(axes.lines)):
+    for row, line in zip(result["scaling"], list(axes.lines), strict=True):
         band = {"color": line.get_color(), "alpha": 0.2, "linewidth": 0}
         axes.fill_between(row["seq_lens"], row["fastest"], row["slowest"], **band)
     axes.set(xlabel="Sequence length L", ylabel="Seconds")
@@ -315,7 +333,7 @@ def draw_seconds(result, out):
     utils.save_figure(figure, out, "q1-seconds", result["data"]["source"])
 
 
-def title_of_slopes(scaling):
+def title_of_slopes(scaling: list[dict]) -> str:
     """The slopes of linear and fused attention at the largest head size, where they are known."""
     D = max(row["D"] for row in scaling)
     slopes = {row["method"]: row["slope"] for row in scaling if row["D"] == D}
@@ -325,7 +343,7 @@ def title_of_slopes(scaling):
     return f"Slope at D = {D}: {linear:.2f} linear,\n{fused:.2f} softmax, fused"
 
 
-def draw_memory(result, out):
+def draw_memory(result: dict, out: str) -> None:
     """The extra memory of every method against the length."""
     figure, axes = draw_scaling(result, "peak_bytes")
     axes.set(xlabel="Sequence length L", ylabel="Peak extra memory (bytes)")
@@ -333,12 +351,12 @@ def draw_memory(result, out):
     utils.save_figure(figure, out, "q1-memory", result["data"]["source"])
 
 
-def draw_scaling(result, key):
-    """Every curve on two logarithmic axes, a colour for each D, a line for each method."""
+def draw_scaling(result: dict, key: str) -> tuple:
+    """Every curve on logarithmic axes: a colour for each D, a line style for each method."""
     plt = utils.pyplot()
     width, height = utils.HALF_PAGE
     figure, axes = plt.subplots(figsize=(width, height + 0.4), layout="constrained")
-    colours = {}
+    colours: dict[str, str] = {}
     for row in result["scaling"]:
         colour = colours.setdefault(f"D = {row['D']}", f"C{len(colours)}")
         line = LINES[row["method"]]
@@ -355,8 +373,8 @@ def draw_scaling(result, key):
 
 
 # ----------------------------------------------------------------------------------------- summary
-def print_summary(result):
-    """What was found, a line for each experiment's row."""
+def print_summary(result: dict) -> None:
+    """Print what was found, a line for each row of an experiment."""
     worst = max(max(row["full"], row["reduced"]) for row in result["identities"])
     print(f"largest error of phi(q).phi(k) = series: {worst:.1e}, float64")
     for dtype, error in result["linear_vs_quadratic"].items():
@@ -369,8 +387,8 @@ def print_summary(result):
     print_scaling(result["many_heads"], result["many_heads_crossover"])
 
 
-def print_scaling(scaling, crossover):
-    """The time of every method, what was skipped, and where linear attention wins."""
+def print_scaling(scaling: list[dict], crossover: list[dict]) -> None:
+    """Print the time of every method, what was skipped, and where linear attention wins."""
     for row in scaling:
         print(f"{text_of_head(row)}  {row['method']:14}  {text_of_curve(row)}")
         for skipped in row["skipped"]:
@@ -379,12 +397,12 @@ def print_scaling(scaling, crossover):
         print(f"{text_of_head(row)}  linear against {row['against']}: {text_of_crossover(row)}")
 
 
-def text_of_head(row):
-    """Which and how many heads a curve was measured with."""
+def text_of_head(row: dict) -> str:
+    """The number and size of the heads that a curve was measured with."""
     return f"{row['heads']} x D = {row['D']:3}"
 
 
-def text_of_curve(row):
+def text_of_curve(row: dict) -> str:
     """A curve in a line: its slope, and the time at its longest length."""
     if not row["seconds"]:
         return "not measured at any length"
@@ -396,7 +414,7 @@ def text_of_curve(row):
     return text
 
 
-def text_of_crossover(row):
+def text_of_crossover(row: dict) -> str:
     """Where linear attention wins, or that it does not."""
     if row["gain"] is None:
         return "never both measured"
@@ -411,7 +429,7 @@ def text_of_crossover(row):
 
 
 # ------------------------------------------------------------------------------------ command line
-def make_parser():
+def make_parser() -> runs.ArgumentParser:
     positive = runs.number(int, 1)
     gigabytes = runs.number(float, 0)
     parser = runs.ArgumentParser(__doc__)
@@ -426,8 +444,8 @@ def make_parser():
     return parser
 
 
-def start_result(args):
-    """What a results file says before anything was measured."""
+def start_result(args: Namespace) -> dict:
+    """The result before anything was measured."""
     config = {name: value for name, value in vars(args).items() if name not in ("out", "plot_only")}
     config["rounds"] = ROUNDS
     data = {"source": "random normal Q, K, V (synthetic)"}
@@ -435,15 +453,14 @@ def start_result(args):
     return runs.new_result("q1", "q1", runs.command_line(), config, data, device)
 
 
-def measure_all(args):
-    """Every experiment, as the result that is saved."""
+def measure_all(args: Namespace) -> dict:
+    """Run every experiment; returns the result that is saved."""
     started = timeit.default_timer()
     args.seq_lens = sorted(set(args.seq_lens))
     result = start_result(args)
     runs.configure_seed(args.seed)
 
-    cases = product((1, 2, 3, 7), range(1, 7))
-    result["identities"] = [q1.identity_errors(D, n_terms) for D, n_terms in cases]
+    result["identities"] = [q1.identity_errors(D, K) for D in (1, 2, 3, 7) for K in range(1, 7)]
 
     Q, K, V = torch.randn(3, 111, 16, dtype=torch.float64)
     Q = Q / (Q @ K.T).abs().max()  # the largest score is 1
@@ -466,7 +483,7 @@ def measure_all(args):
 
 
 @torch.inference_mode()
-def main(args):
+def main(args: Namespace) -> None:
     """Measure (or read what was measured), save, draw and summarise."""
     runs.check_writable(args.out)
     if not args.plot_only:

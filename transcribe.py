@@ -3,13 +3,13 @@
     python transcribe.py a.wav b.flac ...
 
 Prints one line for each file, in the order given: its path, a tab, its text; nothing else on
-stdout. The model, or a checkpoint of the notebook (-model), learned from clips of at most ten
-seconds that begin with the first word. So a recording is cut at its pauses first, and the stretches
-of speech are written one after the other.
+stdout. The model (or, with -model, a checkpoint of the notebook) has learned from clips of at most
+ten seconds that begin with their first word. So a recording is first cut at its pauses, and each
+stretch of speech is written down by itself.
 
 The text is found by a beam search in which the decoder, the encoder's CTC layer and a small model
-of English letters vote together;
-the scores of the assignment use greedy decoding. Both are in decoding.py.
+of English letters vote together. It is in decoding.py, as is the greedy decoding that the scores of
+the assignment use.
 """
 
 import functools
@@ -31,16 +31,16 @@ LETTERS = MODEL.with_name("letters.pt")
 
 LONGEST_STRETCH = 10.0  # seconds; no clip of LJ Speech is longer than 10.1
 PAUSE = 0.5  # seconds without speech that end a stretch
-MARGIN = 0.15  # seconds of sound that stay before and behind a stretch
-VAD_RATE = 16_000  # Hz, what the detector of speech was made for
+MARGIN = 0.15  # seconds of sound that are kept before and after a stretch
+VAD_RATE = 16_000  # Hz, which the speech detector was made for
 
 
 # ------------------------------------------------------------------------------------- recordings
 @functools.cache
 def speech_detector():
-    """Silero's detector of speech and the function that asks it: (model, function)."""
+    """Silero's speech detector and the function that runs it: (model, function)."""
     n_threads = torch.get_num_threads()
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime would send what it is used for
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # else onnxruntime reports its use to its makers
     import silero_vad
 
     torch.set_num_threads(n_threads)  # the import sets it to 1
@@ -79,7 +79,7 @@ def letter_model():
 
 
 def write_down(model, samples, with_letters=True):
-    """What `model` writes for one stretch of speech (n,); the model of letters has a vote."""
+    """What `model` writes for one stretch of speech (n,); the letter model may vote, too."""
     device = next(model.parameters()).device
     features = utils.centre(utils.log_mel(samples)).to(device)  # (T, 80)
     max_tokens = min(250, model.sizes.n_positions - 1)  # the transformer has no more positions
@@ -90,28 +90,28 @@ def write_down(model, samples, with_letters=True):
 def transcribe_samples(model, samples, name="recording", with_letters=True):
     """What `model` writes for samples (n,): [(start, stop, text)], one for each stretch of speech.
 
-    A text may be empty. The progress bar, if it takes long, has this name.
+    A text may be empty. name: of the progress bar, which is shown for two stretches and more.
     """
     stretches = stretches_of_speech(samples)
-    is_short = len(stretches) < 2
+    without_bar = len(stretches) < 2 or runs.QUIET
     written = []
-    for start, stop in tqdm(stretches, name, leave=False, disable=is_short or runs.QUIET):
+    for start, stop in tqdm(stretches, name, leave=False, disable=without_bar):
         written.append((start, stop, write_down(model, samples[start:stop], with_letters)))
     return written
 
 
 def text_of(written):
-    """The texts of all stretches, one after the other."""
+    """The texts of all stretches, joined."""
     return " ".join(text for _, _, text in written if text)
 
 
 def why_no_text(written):
-    """Why there is no text, if there is none."""
+    """Why `text_of` is empty, if it is."""
     return "the model wrote nothing" if written else "nobody speaks in it"
 
 
 def transcribe(model, path):
-    """What `model` writes for the sound file `path`, as `transcribe_samples`."""
+    """`transcribe_samples` for the sound file `path`."""
     return transcribe_samples(model, utils.read_audio(path), Path(path).name)
 
 

@@ -1,4 +1,4 @@
-"""The data of both datasets, and plots.
+"""Both datasets, and the style of plots.
 
 OCTMNIST: one file, checked and turned into tensors. LJ Speech: clips and transcripts, tokens,
 log-mel features, batches. Flags, errors and results files are in runs.py.
@@ -11,13 +11,16 @@ import os
 import shutil
 import tarfile
 import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import runs
 from runs import UserError
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 HALF_PAGE = (3.4, 2.6)  # inches; the report shows figures as large as they are drawn
@@ -25,14 +28,14 @@ HALF_PAGE = (3.4, 2.6)  # inches; the report shows figures as large as they are 
 
 # ------------------------------------------------------------------------------------------- plots
 @functools.cache
-def pyplot():
+def pyplot() -> ModuleType:
     """matplotlib.pyplot, in this project's style: `plt = utils.pyplot()`."""
     if not runs.IN_NOTEBOOK:
         os.environ["MPLBACKEND"] = "Agg"  # scripts only save their plots: no window is needed
     import matplotlib.pyplot as plt
 
-    style = {"font.size": 8, "axes.titlesize": 9, "legend.fontsize": 8, "figure.dpi": 120}
-    plt.rcParams.update({**style, "text.usetex": False})
+    plt.rcParams.update({"font.size": 8, "axes.titlesize": 9, "legend.fontsize": 8})
+    plt.rcParams.update({"figure.dpi": 120, "text.usetex": False})
     return plt
 
 
@@ -60,13 +63,13 @@ OCTMNIST_MD5 = "c68d92d5b585d8d81f7112f81e2d0842"  # medmnist.INFO["octmnist"]["
 SPLITS = ("train", "val", "test")
 
 
-def load_oct_data(folder):
-    """Load `folder`/octmnist.npz, in MedMNIST's format, and check what can be wrong with it.
+def load_oct_data(folder: str | Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict]:
+    """Load `folder`/octmnist.npz, which is in MedMNIST's format, and check it.
 
     Returns (splits, info). splits maps "train", "val" and "test" to (images, labels): uint8
     (N, 1, 28, 28), which the network scales, and int64 (N,), 0 to 3 as in `OCT_CLASSES`.
     info is the `data` entry of a results file.
-    Raises UserError for a file that is missing, damaged or another one.
+    Raises UserError for a file that is missing, damaged or in another format.
     """
     path = Path(folder) / "octmnist.npz"
     if not path.exists():
@@ -140,11 +143,11 @@ VOCABULARY = "<>@# ,.?-abcdefghijklmnopqrstuvwxyz"  # 35 tokens, the course's
 START, STOP, PAD, UNKNOWN = range(4)  # < > @ #
 
 
-def encode(text, max_len=None):
+def encode(text: str, max_len: int | None = None) -> list[int]:
     """Text -> token numbers, lower-cased, between START and STOP.
 
-    `max_len` cuts it to that many tokens, START and STOP included. What the vocabulary lacks is
-    UNKNOWN.
+    `max_len` cuts it to that many tokens, START and STOP included. Letters that the vocabulary
+    lacks become UNKNOWN.
 
     >>> encode("A z!")
     [0, 9, 4, 34, 3, 1]
@@ -158,13 +161,16 @@ def encode(text, max_len=None):
     return [START, *tokens, STOP]
 
 
-def decode(tokens):
-    """Token numbers -> text, from behind START to before the first STOP (or PAD, or the end)."""
+def decode(tokens: Iterable[int]) -> str:
+    """Token numbers -> the text between START and the first STOP or PAD."""
     text = "".join(VOCABULARY[token] for token in tokens)
     return text.removeprefix("<").split(">")[0].split("@")[0]
 
 
-def load_ljspeech(folder):
+Clip = tuple[str, str, Path]  # id, normalised transcript, sound file
+
+
+def load_ljspeech(folder: str | Path) -> tuple[dict[str, list[Clip]], dict]:
     """Read `folder`/LJSpeech-1.1: metadata.csv and wavs/<id>.wav or .flac.
 
     A row of metadata.csv is id|transcript|normalised transcript, without a header.
@@ -179,25 +185,21 @@ def load_ljspeech(folder):
         advice += "`make sample` speaks a synthetic corpus into sample/"
         raise UserError(f"{root} does not exist; {advice} (`data` says which to read).")
     with runs.file_errors(root):
-        return _read_ljspeech(root)
-
-
-def _read_ljspeech(root):
-    clips = _find_clips(read_metadata(root / "metadata.csv"), root)
-    splits, how = split_clips(clips)
-    info = {
-        "source": _label_of_corpus(root, clips),
-        "sha256": _hash_of_corpus(root, clips),
-        "counts": {split: len(rows) for split, rows in splits.items()},
-        "split": how,
-    }
+        clips = _find_clips(read_metadata(root / "metadata.csv"), root)
+        splits, how = split_clips(clips)
+        info = {
+            "source": _label_of_corpus(root, clips),
+            "sha256": _hash_of_corpus(root, clips),
+            "counts": {split: len(rows) for split, rows in splits.items()},
+            "split": how,
+        }
     return splits, info
 
 
-def read_metadata(path):
+def read_metadata(path: str | Path) -> list[tuple[str, str, str]]:
     """The rows [(id, transcript, normalised transcript)] of an LJ Speech metadata file.
 
-    UserError names a wrong row.
+    Raises UserError, which names the row, where one is malformed.
     """
     rows, seen = [], set()
     lines = runs.read_text(path).rstrip("\n").split("\n")
@@ -232,17 +234,18 @@ def _find_clips(rows, root):
     return clips
 
 
-FIRST_TEST_CLIP = "LJ040-0047"  # where the course's split of all of LJ Speech begins its test part
+FIRST_TEST_CLIP = "LJ040-0047"  # in the course's split of all of LJ Speech
 N_LJSPEECH = 13_100
 
 
-def split_clips(clips):
+def split_clips(clips: list[Clip]) -> tuple[dict[str, list[Clip]], str]:
     """Divide clips, in order, into training, validation and test: (splits, how, in words).
 
-    LJ Speech itself has no split; the course's is the first 75 %, the next 5 % and the last 20 %
-    in order of the ids: 9,825, 655 and 2,620 clips. Of a part of LJ Speech, what is test there
-    stays test, and of the clips before, the last twentieth is for validation. Another corpus, and
-    a part of LJ Speech without any or with hardly anything but such test clips: 75, 5 and 20 %.
+    LJ Speech comes without a split. The course takes the first 75 %, the next 5 % and the last 20 %
+    in order of the ids: 9,825, 655 and 2,620 clips. In a part of LJ Speech, the course's test clips
+    stay test clips, and the last twentieth of the clips before them is for validation. Any other
+    corpus is split 75, 5 and 20 %; so is a part of LJ Speech without such test clips, or with fewer
+    than two clips before them.
     """
     if _is_ljspeech(clips):
         clips = sorted(clips)  # whatever the order of the rows
@@ -282,7 +285,7 @@ def _hash_of_corpus(root, clips):
 
 
 def _label_of_corpus(root, clips):
-    """What to call the data: what a stand-in's README says of itself, or LJ Speech by its ids."""
+    """What to call the data: a synthetic stand-in's README says it, ids tell LJ Speech."""
     readme = root / "README"
     if readme.is_file():
         first_line = readme.read_text(encoding="utf-8", errors="replace").split("\n")[0]
@@ -293,12 +296,12 @@ def _label_of_corpus(root, clips):
     return f"a corpus of {len(clips):,} clips"
 
 
-def download_ljspeech(folder):
+def download_ljspeech(folder: str | Path) -> None:
     """Fetch LJ Speech 1.1 (2.6 GB) into `folder` through torchaudio, which verifies its checksum.
 
-    LJSpeech-1.1 appears in `folder` once it is whole; where it is there, nothing is done. An
-    archive that was fetched before a failure is used again. UserError says what to do when it
-    cannot be fetched.
+    `folder`/LJSpeech-1.1 appears only when it is complete; if it is there already, nothing is done.
+    An archive that was fetched before a failure is used again. If it cannot be fetched, UserError
+    says what to do.
     """
     import torchaudio
 
@@ -318,18 +321,19 @@ def download_ljspeech(folder):
 
 
 # --------------------------------------------------------------------------------- sound, features
-def read_audio(path, name=None):
+def read_audio(path: str | Path, name: str | None = None) -> Tensor:
     """Read a sound file as mono float32 (n_samples,) in [-1, 1] at SAMPLE_RATE.
 
-    Other rates are resampled and several channels mixed. UserError, which calls the file `name`,
-    for one that is no sound, is cut short, or holds less than one window.
+    Other rates are resampled and several channels mixed. Raises UserError, which calls the file
+    `name`, where it is not a sound file, is cut short or holds less than one window.
     """
     import soundfile
 
     path = Path(path)
-    name = name or path
+    name = name or str(path)
     with runs.file_errors(path), open(path, "rb") as file:
         is_cut = _is_cut_wav(file)
+        file.seek(0)
         try:
             channels, rate = soundfile.read(file, dtype="float32", always_2d=True)  # (n, channels)
         except soundfile.LibsndfileError as error:
@@ -346,11 +350,11 @@ def read_audio(path, name=None):
     return resample(torch.from_numpy(mix(channels)), rate, SAMPLE_RATE)
 
 
-def mix(channels):
-    """One channel of several (n, channels): their mean, after aligning their signs.
+def mix(channels: np.ndarray) -> np.ndarray:
+    """Mix channels (n, channels) into one (n,): their mean, after aligning their signs.
 
-    So two speakers, one on each side, are both heard; and a channel that is the inverse of another,
-    as a wrongly wired cable gives it, does not cancel it.
+    Two speakers, one on each side, are both heard; and a channel that is another one inverted, as
+    through a wrongly wired cable, does not cancel it.
     """
     power = np.square(channels).mean(axis=0)  # (channels,)
     loudest = channels[:, power.argmax()]  # (n,)
@@ -358,7 +362,7 @@ def mix(channels):
     return channels @ (signs / len(signs)).astype(channels.dtype)  # (n,)
 
 
-def resample(samples, rate, new_rate):
+def resample(samples: Tensor, rate: int, new_rate: int) -> Tensor:
     """Samples (n,) at another sample rate: (n * new_rate / rate,)."""
     if rate == new_rate:
         return samples
@@ -370,24 +374,22 @@ def resample(samples, rate, new_rate):
 
 
 def _is_cut_wav(file):
-    """Whether samples are missing from an open RIFF file; leaves it at its beginning.
+    """Whether samples are missing at the end of an open RIFF file.
 
-    A header may promise a little more than there is, up to 4 KB, which is less than a window of
-    sound. Streams of unknown length promise 2 or 4 GB.
+    Some headers promise a little too much: up to 4 KB, 0.1 s of 16-bit mono, are let pass. Programs
+    that write to a pipe do not know the length and promise 2 or 4 GB.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    is_riff = file.read(12)[:4] == b"RIFF"
-    is_cut = False
-    while is_riff and len(header := file.read(8)) == 8:
+    if file.read(12)[:4] != b"RIFF":
+        return False
+    while len(header := file.read(8)) == 8:
         length = int.from_bytes(header[4:], "little")
         if header[:4] == b"data":
             missing = file.tell() + length - size
-            is_cut = missing > 4096 and length < 0x7FFF_F000
-            break
+            return missing > 4096 and length < 0x7FFF_F000
         file.seek(length + length % 2, os.SEEK_CUR)
-    file.seek(0)
-    return is_cut
+    return False
 
 
 @functools.cache
@@ -405,11 +407,11 @@ def _mel_spectrogram():
     )
 
 
-def log_mel(samples):
+def log_mel(samples: Tensor) -> Tensor:
     """Log-mel features of a clip: (n_samples,) float32 -> (T, N_MELS) float32.
 
-    T = 1 + n_samples // HOP. As Whisper has them: log10 of the power in each band, cut off at 8
-    decades below the clip's peak, then (x + 4) / 4.
+    T = 1 + n_samples // HOP. As in Whisper: log10 of the power in each band, cut off at 8 decades
+    below the clip's peak, then (x + 4) / 4.
     """
     power = _mel_spectrogram()(samples)  # (N_MELS, T)
     decades = power.clamp(min=1e-10).log10()
@@ -417,21 +419,21 @@ def log_mel(samples):
     return ((decades + 4) / 4).T  # (T, N_MELS)
 
 
-def centre(clip):
-    """A clip's features less the mean of each band over the clip: (T, N_MELS) -> (T, N_MELS).
+def centre(clip: Tensor) -> Tensor:
+    """Subtract each band's mean over the clip: (T, N_MELS) -> (T, N_MELS).
 
-    A microphone and a room multiply each band by much the same factor throughout, and what is
-    multiplied in the power is added to its logarithm.
+    A microphone and a room multiply the power in a band by much the same factor throughout. In its
+    logarithm that is a constant, which this takes away.
     """
     return clip - clip.mean(dim=0)
 
 
-def load_features(splits, out):
+def load_features(splits: dict[str, list[Clip]], out: str | Path) -> dict[str, list[Tensor]]:
     """Log-mel features of every clip: {split: [(T, N_MELS) float16 tensor per clip]}.
 
     Computed once and kept in `out`/features/<key>.npz (1 GB for all of LJ Speech); the key is a
-    hash of every file's name, size and time. What is kept is used only if the first clip's
-    features, computed again, are the same: so an edit of the code that makes them counts.
+    hash of every file's name, size and time. That file is used only if the first clip's features,
+    computed again, are the same; so an edit of the code that computes them takes effect.
     """
     paths = [path for rows in splits.values() for _, _, path in rows]
     key = hashlib.sha256()
@@ -455,7 +457,7 @@ def load_features(splits, out):
 
 
 def _read_features(cache):
-    """The clips' features kept in a file, or None where there is none, or it is damaged."""
+    """The features of all clips that a file holds; None if it is missing or damaged."""
     if not cache.exists() or not runs.is_whole_zip(cache):
         return None
     with runs.file_errors(cache), np.load(cache, allow_pickle=False) as file:
@@ -463,21 +465,23 @@ def _read_features(cache):
 
 
 # ----------------------------------------------------------------------------------------- batches
-def batches_by_length(lengths, batch_size, shuffle=True):
-    """Batches of indices (n,) of clips of similar length.
+def batches_by_length(
+    lengths: Sequence[int], batch_size: int, shuffle: bool = True
+) -> list[Tensor]:
+    """The indices of clips, in batches (n,) of similar length.
 
     `shuffle`: lengths are jittered by up to 5 % before sorting, and the batches come in random
-    order. Otherwise in order of length.
+    order; otherwise they come in order of length.
     """
-    lengths = torch.as_tensor(lengths, dtype=torch.float32)
+    sizes = torch.as_tensor(lengths, dtype=torch.float32)
     if not shuffle:
-        return list(lengths.argsort(stable=True).split(batch_size))
-    jittered = lengths * (1 + 0.05 * torch.rand(len(lengths)))
+        return list(sizes.argsort(stable=True).split(batch_size))
+    jittered = sizes * (1 + 0.05 * torch.rand(len(sizes)))
     batches = jittered.argsort().split(batch_size)
     return [batches[i] for i in torch.randperm(len(batches))]
 
 
-def pad(sequences, value):
+def pad(sequences: list[Tensor], value: float) -> tuple[Tensor, Tensor]:
     """Tensors (L_i, ...) -> one tensor (B, max L, ...) padded with `value`, and lengths (B,)."""
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     padded = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value)

@@ -2,14 +2,14 @@
 
     python -m tools.finetune -spoken build/spoken -data FOLDER -out build/model
 
--spoken: a folder of `make_sample_data -metadata`, all of LJ Speech's transcripts in a neural voice.
--data: a folder with a few hundred real clips. Both trainings are the notebook's, of its transformer
-decoder, but that every clip is varied anew each time: another pace, another throat, the echo of a
-room, noise. For the one voice of LJ Speech that would only make clips harder; a voice or a room
-that was not heard in training is what it is for.
+-spoken: a folder from `make_sample_data -metadata`, all of LJ Speech's transcripts in a neural
+voice. -data: a folder with a few hundred real clips. Both trainings are the notebook's, of its
+transformer decoder, except that each clip is varied anew every time it is used: its pace, the
+length of the throat, the echo of a room, noise. For LJ Speech's one voice that would only make
+clips harder; it is meant for voices and rooms that were not heard in training.
 
-Saves OUT/varied/checkpoints/q3-transformer.pt and, of the fine-tuning, the weights of the epoch
-that was best on validation: OUT/finetuned/checkpoints/q3-transformer.pt; results beside them.
+Saves OUT/varied/checkpoints/q3-transformer.pt and, with the weights of the fine-tuning's epoch that
+was best on validation, OUT/finetuned/checkpoints/q3-transformer.pt; results beside them.
 """
 
 import copy
@@ -23,14 +23,14 @@ import torch.nn.functional as F
 
 NOTEBOOK = runs.ROOT / "hw2-q3.ipynb"
 
-SPEED = 0.1  # clips are faster or slower by up to this share,
-WARP = 0.1  # their bands stretched by up to this share,
-REVERB = 0.5  # this share of them is heard in a room with an echo,
-NOISE = 0.5  # and under this share lies noise
+SPEED = 0.1  # how much faster or slower a clip may become, as a share
+WARP = 0.1  # how much its bands may be stretched or squeezed, as a share
+REVERB = 0.5  # share of the clips that get the echo of a room
+NOISE = 0.5  # share of the clips that get noise
 
 
 # --------------------------------------------------------------------------- one clip, varied
-UNIT = 4 * math.log(10)  # one unit of the features is four decades of power; in nats
+UNIT = 4 * math.log(10)  # a unit of the features, four decades of power, as a natural logarithm
 
 
 def uniform(low, high):
@@ -45,7 +45,7 @@ def change_speed(clip, factor):
 
 
 def warp_bands(clip, factor, shift):
-    """What was in band factor * b + shift moves to band b, as by a shorter or longer throat."""
+    """Move what is in band factor * b + shift to band b, as a shorter or longer throat would."""
     n_mels = clip.shape[1]
     place = (factor * torch.arange(n_mels) + shift).clamp(0, n_mels - 1)
     below, above = place.floor().long(), place.ceil().long()
@@ -54,22 +54,22 @@ def warp_bands(clip, factor, shift):
 
 
 def add_echo(clip, strength, decay, n_frames=40):
-    """Each frame with the power of those before it, fading: (T, 80) -> (T, 80).
+    """Add to each frame the fading power of the frames before it: (T, 80) -> (T, 80).
 
-    Frame t hears strength * exp(-k / decay) of frame t - k, up to `n_frames` back.
+    Frame t gets strength * exp(-k / decay) of the power of frame t - k, for k up to `n_frames`.
     """
     fading = strength * torch.exp(-torch.arange(n_frames, 0, -1) / decay)
-    kernel = torch.cat([fading, torch.ones(1)])  # the last one is for the frame itself
+    kernel = torch.cat([fading, torch.ones(1)])  # the last weight is the frame's own
     power = (UNIT * clip).exp().T[:, None]  # (80, 1, T)
     power = F.conv1d(F.pad(power, (n_frames, 0)), kernel[None, None])
     return power[:, 0].T.log() / UNIT
 
 
 def add_noise(clip, level, tilt):
-    """Noise under the clip (T, 80), of `level` - `tilt` in its lowest, + `tilt` in its top band.
+    """Add noise to a clip (T, 80), from level - tilt in the lowest band to level + tilt in the top.
 
-    Both are in the units of the features. In one frame and band, the power of noise has an
-    exponential distribution.
+    Both are in units of the features. The power of noise in a frame and band is exponentially
+    distributed.
     """
     floor = level + tilt * torch.linspace(-1, 1, clip.shape[1])  # (80,)
     noise = UNIT * floor + torch.empty_like(clip).exponential_().log()  # (T, 80)
@@ -77,7 +77,7 @@ def add_noise(clip, level, tilt):
 
 
 def vary(clip):
-    """A clip as another voice might have said it elsewhere: (T, 80) -> (T', 80)."""
+    """A clip as another voice might have spoken it in another room: (T, 80) -> (T', 80)."""
     clip = change_speed(clip, 1 + uniform(-SPEED, SPEED))
     clip = warp_bands(clip, 1 + uniform(-WARP, WARP), uniform(-2, 2))
     if uniform(0, 1) < REVERB:
@@ -89,21 +89,21 @@ def vary(clip):
 
 
 class VariedClips(list):
-    """A list of clips, of which each is another one whenever it is taken out."""
+    """A list of clips whose [i] varies clip i anew each time."""
 
     def __getitem__(self, i):
         return vary(super().__getitem__(i).float())
 
 
 def varied(corpus):
-    """The corpus with training clips that vary; validation and test stay as they are."""
+    """The corpus with varied training clips; validation and test stay as they are."""
     features = {**corpus.features, "train": VariedClips(corpus.features["train"])}
     return replace(corpus, features=features)
 
 
 # ------------------------------------------------------------------------------- two trainings
 def record_variation(result):
-    """Say in a results file how much clips were varied."""
+    """Note in a result how much clips were varied."""
     result["varied"] = {"speed": SPEED, "warp": WARP, "reverb": REVERB, "noise": NOISE}
 
 
@@ -116,15 +116,15 @@ def train_on_speech(q3, corpus):
 
 
 def start_from(checkpoint, q3, corpus):
-    """A run on this corpus that starts with the model of a checkpoint."""
+    """A run on this corpus that starts from the weights of a checkpoint."""
     run = q3.new_run("transformer", corpus, q3.settings)
     run.model = q3.load_model(checkpoint, q3.DEVICE)
     saved = runs.load_checkpoint(checkpoint)
     run.sizes = saved["sizes"]
     n_steps = q3.settings.epochs * math.ceil(len(corpus.rows["train"]) / q3.settings.batch_size)
     run.optimizer, run.schedule = q3.new_optimizer(run.model, q3.settings, n_steps)
-    what = ("command", "config", "data", "environment", "seconds")
-    run.result["started_from"] = {key: saved["result"][key] for key in what}
+    keys = ("command", "config", "data", "environment", "seconds")
+    run.result["started_from"] = {key: saved["result"][key] for key in keys}
     return run
 
 

@@ -1,14 +1,13 @@
-"""Train the model of English letters that votes in transcribe.py's search.
+"""Train the letter model, a language model of English that votes in transcribe.py's search.
 
     python -m tools.letters -metadata metadata.csv -data FOLDER
 
--metadata: that of LJ Speech; only transcripts of the course's training part are read, and none of
-the clips that -data holds out for validation. Writes OUT/models/letters.pt and prints, after each
-epoch, the bits that a letter of the course's validation part takes.
+-metadata: LJ Speech's. Only transcripts of the course's training part are read, without those of
+clips that -data holds out for validation. Writes OUT/models/letters.pt and prints after each epoch
+how many bits a letter of the course's validation part takes.
 """
 
 import math
-import time
 from pathlib import Path
 
 import decoding
@@ -21,7 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 BATCH = 32
-FIRST_VAL_CLIP = "LJ037-0213"  # where the course's validation part begins
+FIRST_VAL_CLIP = "LJ037-0213"  # in the course's split of all of LJ Speech
 
 
 def split_texts(metadata, data):
@@ -37,7 +36,7 @@ def split_texts(metadata, data):
 
 
 def loss_of(model, texts):
-    """Cross-entropy of every next letter, nats per token."""
+    """Cross-entropy of predicting every next letter, in nats per token."""
     tokens, _ = utils.pad(texts, utils.PAD)  # (B, L)
     logits, _ = model(tokens[:, :-1])
     targets = tokens[:, 1:].flatten()
@@ -53,7 +52,6 @@ def train(training, validation, epochs):
     lengths = [len(text) for text in training]
     for epoch in range(1, epochs + 1):
         model.train()
-        started = time.perf_counter()
         batches = utils.batches_by_length(lengths, BATCH)
         for indices in tqdm(batches, f"epoch {epoch}", leave=False, disable=runs.QUIET):
             optimizer.zero_grad()
@@ -64,10 +62,7 @@ def train(training, validation, epochs):
         model.eval()
         with torch.inference_mode():
             bits = loss_of(model, validation).item() / math.log(2)
-        seconds = time.perf_counter() - started
-        print(
-            f"epoch {epoch}  {bits:.3f} bits per letter on validation  {seconds:.1f} s", flush=True
-        )
+        print(f"epoch {epoch}  {bits:.3f} bits per letter on validation", flush=True)
     return model
 
 

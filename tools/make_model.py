@@ -3,9 +3,9 @@
     python -m tools.make_model -data FOLDER [-speakers FOLDER ...] [-checkpoint FILE]
 
 Writes report/results/q3-model.json, which `make readme` shows on the model's card. With
--checkpoint, what `tools.finetune` left becomes report/models/q3.pt first, in half precision; what
-is scored is that file, read anew. Each folder of -speakers has test clips in another voice,
-<id>.wav, and a README whose first line says whose it is; `make model` gives none.
+-checkpoint, a checkpoint that `tools.finetune` saved becomes report/models/q3.pt first, in half
+precision; that file is then read and scored. Each folder of -speakers holds test clips in another
+voice, <id>.wav, and a README whose first line says whose it is; `make model` gives none.
 """
 
 import time
@@ -53,7 +53,7 @@ def room(seconds, decibels=-40):
 
 
 def with_pauses(clips):
-    """Two clips in one recording: 2 s of a room before, 4 s between, and 2 s behind."""
+    """Two clips in one recording, with 2 s of a room before, 4 s between and 2 s after them."""
     first, second = clips
     return torch.cat([room(2), first, room(4), second, room(2)])
 
@@ -75,14 +75,15 @@ def as_it_is(clips):
 
 # -------------------------------------------------------------------------------------- the scores
 def scores_of(q3, references, hypotheses):
-    """The five scores, and in which interval the mean similarity of other clips would lie."""
-    similarity = [q3.damerau_levenshtein(a, b) for a, b in zip(references, hypotheses)]
+    """The five scores, and an interval for the mean similarity of other such clips."""
+    pairs = zip(references, hypotheses, strict=True)
+    similarity = [q3.damerau_levenshtein(a, b) for a, b in pairs]
     scores = q3.score(references, hypotheses)
     return {**scores, "interval": q3.bootstrap_interval(similarity), "n": len(references)}
 
 
 def score_greedy(q3, model, corpus):
-    """Scores of the test clips as the assignment takes them."""
+    """Scores of the test clips as the assignment asks for them: with greedy decoding."""
     _, references, hypotheses = q3.evaluate(model, corpus, "test", q3.settings)
     return scores_of(q3, references, hypotheses)
 
@@ -100,7 +101,7 @@ def score_recordings(q3, model, rows, record=as_it_is, n_clips=1, with_letters=T
 
 
 def speaker(folder, rows):
-    """Whose voice it is, and the rows of the clips that are in the folder."""
+    """Whose voice it is, and the rows of those clips that are in the folder."""
     folder = Path(folder)
     name = runs.read_text(folder / "README").splitlines()[0]
     paths = [(clip, text, folder / f"{clip}.wav") for clip, text, _ in rows]
@@ -108,7 +109,7 @@ def speaker(folder, rows):
 
 
 def score_everything(q3, model, corpus, speakers):
-    """The results file's scores: greedy, by transcribe.py, and of recordings that differ."""
+    """The scores of the results file: greedy, by transcribe.py, and for other recordings."""
     rows = corpus.rows["test"]
     minutes = sum(map(len, corpus.features["test"])) * utils.HOP / utils.SAMPLE_RATE / 60
     started = time.perf_counter()
@@ -151,8 +152,8 @@ def make_parser():
 def main(args):
     """Write the weights if they are new, score them, save the result."""
     runs.check_writable(args.out)
-    here = {"data": str(args.data), "out": "build/model", "device": "cpu", "bf16": 0}
-    q3 = runs.load_definitions(transcribe.NOTEBOOK, **here)
+    settings = {"data": str(args.data), "out": "build/model", "device": "cpu", "bf16": 0}
+    q3 = runs.load_definitions(transcribe.NOTEBOOK, **settings)
     path = args.out / "models" / "q3.pt"
     if args.checkpoint:
         write_weights(q3, args.checkpoint, path)

@@ -3,9 +3,9 @@
     python -m tools.pooling_control -data FOLDER -out report
     python -m tools.pooling_control -data FOLDER -out report -epochs 15 -learning_rate 0.1
 
-Like max-pooling, averages see the convolution at all positions; like strides, they select none of
-them. Trains five seeds, by default at the setting of the report's comparison, and saves
-OUT/results/q2-avgpool-*.json.
+Like max-pooling, averaging computes the convolution at every position; like a stride, it does not
+pick the largest value. Trains five seeds, by default with the settings of the report's comparison,
+and saves OUT/results/q2-avgpool-*.json.
 """
 
 import importlib
@@ -18,7 +18,7 @@ q2 = importlib.import_module("hw2-q2")
 
 
 class AveragePoolingCNN(q2.CNN):
-    """hw2-q2.py's CNN, taking the mean of each 2x2 window, not its maximum."""
+    """hw2-q2.py's CNN with the mean of each 2x2 window in place of its maximum."""
 
     def __init__(self, dropout_prob, no_maxpool=False):
         super().__init__(dropout_prob, no_maxpool)
@@ -26,7 +26,7 @@ class AveragePoolingCNN(q2.CNN):
 
 
 def plan_runs(args):
-    """A run for every seed, as hw2-q2.py would train it: {its name: its config}."""
+    """A run for every seed, as hw2-q2.py plans it: {its name: its config}."""
     flags = ["-data", args.data, "-epochs", str(args.epochs), "-seed", *map(str, args.seed)]
     planned = q2.plan_runs(q2.make_parser().parse_args(flags), [args.learning_rate])
     return {

@@ -51,7 +51,7 @@ run: q1 q2 q3  ## everything that exists, on DATA into OUT (default: the sample,
 	"$(PY)" -m tools.make_report -out "$(OUT)"
 	@echo "Done. Figures: $(OUT)/figures/  Notebook: $(OUT)/hw2-q3.ipynb"
 
-test: .venv/ready  ## the tests
+test: .venv/ready-dev  ## the tests
 	"$(PY)" -m pytest
 
 data: .venv/ready  ## fetch the real OCTMNIST (55 MB) and LJ Speech (2.6 GB) into data/
@@ -77,8 +77,7 @@ q2: .venv/ready $(IMAGES)  ## Question 2: search three learning rates, then the 
 q3: .venv/ready $(SPEECH)  ## Question 3: execute a copy of the notebook (ARGS="epochs=5 decoders=lstm")
 	@"$(PY)" -m tools.run_notebook data="$(DATA)" out="$(OUT)" $(Q3_ARGS) $(ARGS)
 
-notebook: .venv/ready $(SPEECH)  ## Question 3: open the notebook in JupyterLab, which is installed if need be
-	@"$(PY)" -c "import jupyterlab" 2>/dev/null || { $(call install,jupyterlab==4.6.6); }
+notebook: .venv/ready-dev $(SPEECH)  ## Question 3: open the notebook in JupyterLab
 	"$(PY)" -m jupyterlab hw2-q3.ipynb
 
 transcribe: .venv/ready  ## write down what is said in the sound file WAV=
@@ -113,7 +112,7 @@ bench: .venv/ready  ## speed, as ratios against plain reference loops measured i
 	"$(PY)" tests/bench_q2.py
 	"$(PY)" tests/bench_q3.py
 
-lint: .venv/ready  ## ruff, the notebook included
+lint: .venv/ready-dev  ## ruff, the notebook included
 	"$(PY)" -m ruff check .
 	"$(PY)" -m ruff format --check .
 
@@ -126,4 +125,8 @@ install = UV_HTTP_TIMEOUT=300 "$(PY)" -m uv pip install --quiet --python "$(PY)"
 	"$(PYTHON)" -m venv .venv
 	"$(PY)" -m pip install --quiet --disable-pip-version-check --only-binary :all: uv==0.13.9 || true
 	$(call install,-r requirements.txt)
+	@touch $@
+
+.venv/ready-dev: .venv/ready requirements-dev.txt
+	$(call install,-r requirements-dev.txt)
 	@touch $@

@@ -15,7 +15,7 @@ def make(*words, **environment):
     """The commands that make would run, without running them, in this environment."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     return subprocess.run(
-        ["make", "--dry-run", "-o", ".venv/ready", *words],
+        ["make", "--dry-run", "-o", ".venv/ready", "-o", ".venv/ready-dev", *words],
         cwd=ROOT,
         env={**kept, **environment},
         capture_output=True,

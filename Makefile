@@ -108,9 +108,9 @@ submission: .venv/ready  ## the zip to hand in; refuses until report/group.toml 
 	"$(PY)" -m tools.make_report -out report -submission
 
 bench: .venv/ready  ## speed, as ratios against plain reference loops measured in the same run
-	"$(PY)" tests/bench_q1.py
-	"$(PY)" tests/bench_q2.py
-	"$(PY)" tests/bench_q3.py
+	"$(PY)" -m bench.q1
+	"$(PY)" -m bench.q2
+	"$(PY)" -m bench.q3
 
 lint: .venv/ready-dev  ## ruff, the notebook included
 	"$(PY)" -m ruff check .

@@ -1,7 +1,7 @@
 # The commands of this repository; every line only runs a script. `make help` lists them.
 #
 # These variables can be given, as in `make q2 DATA=data ARGS="-epochs 5"`; the environment does not
-# count. ARGS holds the flags of a script, or the parameters of Question 3's notebook.
+# count. ARGS holds the flags of a script or of pytest, or the parameters of Q3's notebook.
 DATA := sample
 OUT := build/$(notdir $(abspath $(DATA)))
 ARGS :=
@@ -18,6 +18,7 @@ READ_BY_run := DATA OUT
 READ_BY_transcribe := WAV
 READ_BY_model := METADATA DATA
 READ_BY_report := OUT
+READ_BY_test := ARGS
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 READ := PYTHON $(foreach goal,$(MAKECMDGOALS),$(READ_BY_$(goal)))
 UNREAD := $(filter-out $(READ),$(GIVEN))
@@ -51,8 +52,8 @@ run: q1 q2 q3  ## everything that exists, on DATA into OUT (default: the sample,
 	"$(PY)" -m tools.make_report -out "$(OUT)"
 	@echo "Done. Figures: $(OUT)/figures/  Notebook: $(OUT)/hw2-q3.ipynb"
 
-test: .venv/ready-dev  ## the tests
-	"$(PY)" -m pytest
+test: .venv/ready-dev  ## the tests (ARGS: flags of pytest)
+	"$(PY)" -m pytest $(ARGS)
 
 data: .venv/ready  ## fetch the real OCTMNIST (55 MB) and LJ Speech (2.6 GB) into data/
 	"$(PY)" download_octmnist.py -root data

@@ -16,8 +16,21 @@ import soundfile
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared" / "data"  # real data, where this checkout has it beside it
 POSIX = pytest.mark.skipif(os.name != "posix", reason="Windows has other signals and streams")
+
+
+def pytest_addoption(parser):
+    about = "folder with real data: some clips in LJSpeech-1.1/, ljspeech_metadata_full.csv"
+    parser.addoption("--real-data", type=Path, metavar="FOLDER", help=about)
+
+
+@pytest.fixture
+def real_data(request):
+    """The folder that --real-data names; without it the test is skipped."""
+    folder = request.config.getoption("--real-data")
+    if folder is None:
+        pytest.skip("needs real data: --real-data=FOLDER")
+    return (request.config.invocation_params.dir / folder).resolve()
 
 
 def run_python(*words, cwd=ROOT, **options):

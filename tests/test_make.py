@@ -47,6 +47,7 @@ def commands(*words, **environment):
         (["q3", "DATA=/there/my data"], "data=/there/my data out=build/"),
         (["report", "OUT=o"], "make_report -out o"),
         (["transcribe", "WAV=my.wav"], "transcribe.py my.wav"),
+        (["test", "ARGS=-k name"], "-m pytest -k name"),
     ],
 )
 def test_what_is_given_reaches_the_command(words, line):

@@ -5,7 +5,7 @@ import demo
 import runs
 import transcribe
 import utils
-from conftest import SHARED, run_script
+from conftest import run_script
 from tools import sample_speech
 
 import numpy as np
@@ -88,10 +88,9 @@ def test_what_people_record_comes_out_whole(model, spoken, tmp_path):
     assert Q3.damerau_levenshtein(" ".join([*texts, texts[0]]), written) > 0.85
 
 
-@pytest.mark.skipif(not (SHARED / "LJSpeech-1.1").exists(), reason="no real LJ Speech clips here")
-def test_the_model_that_comes_with_the_clone_understands_real_clips(model):
-    splits, info = utils.load_ljspeech(SHARED)
-    assert "535 of 13,100" in info["source"]
+def test_the_model_that_comes_with_the_clone_understands_real_clips(model, real_data):
+    splits, info = utils.load_ljspeech(real_data)
+    assert info["source"].startswith("LJ Speech 1.1")
     similarity = []
     for _, text, path in splits["test"][:4]:
         reference = utils.decode(utils.encode(text))

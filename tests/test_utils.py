@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import utils
-from conftest import SHARED, write_corpus
+from conftest import write_corpus
 from runs import UserError
 from utils import PAD, START, STOP, VOCABULARY
 
@@ -182,9 +182,8 @@ def test_the_courses_split_of_the_full_corpus(first):
     assert how == "the course's: first 75 %, next 5 %, last 20 % of the clips, in order"
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the real LJ Speech metadata is not at hand")
-def test_the_courses_split_begins_where_it_is_said_to():
-    rows = (SHARED / "ljspeech_metadata_full.csv").read_text().splitlines()
+def test_the_courses_split_begins_where_it_is_said_to(real_data):
+    rows = (real_data / "ljspeech_metadata_full.csv").read_text("utf-8").splitlines()
     splits, _ = utils.split_clips(clips_named([row.split("|")[0] for row in rows]))
     first = {split: clips[0][0] for split, clips in splits.items()}
     assert first == {"train": "LJ001-0001", "val": "LJ037-0213", "test": utils.FIRST_TEST_CLIP}

@@ -76,7 +76,7 @@ def oct_arrays(n_train=60, n_val=20, n_test=20, seed=0):
     for split, n in (("train", n_train), ("val", n_val), ("test", n_test)):
         labels = (np.arange(n) % 4).astype(np.uint8)[:, None]
         images = rng.integers(0, 60, (n, 28, 28), dtype=np.uint8)
-        for image, label in zip(images, labels[:, 0]):
+        for image, label in zip(images, labels[:, 0], strict=True):
             image[7 * label : 7 * label + 6] += 150
         arrays[f"{split}_images"] = images
         arrays[f"{split}_labels"] = labels

@@ -141,15 +141,19 @@ def plain_guesses(model, X):
 
 def plain_accuracy(model, X, y):
     guesses = plain_guesses(model, X)
-    return sum(guess == label for guess, label in zip(guesses, y.tolist())) / len(y)
+    return sum(guess == label for guess, label in zip(guesses, y.tolist(), strict=True)) / len(y)
 
 
 def plain_auc(probabilities, truth):
     """The mean over the classes of the share of pairs that are in the right order."""
     areas = []
     for label in range(4):
-        inside = [row[label] for row, true in zip(probabilities, truth) if true == label]
-        outside = [row[label] for row, true in zip(probabilities, truth) if true != label]
+        inside = [
+            row[label] for row, true in zip(probabilities, truth, strict=True) if true == label
+        ]
+        outside = [
+            row[label] for row, true in zip(probabilities, truth, strict=True) if true != label
+        ]
         wins = [(a > b) + (a == b) / 2 for a in inside for b in outside]
         areas.append(sum(wins) / len(wins))
     return sum(areas) / 4
@@ -175,14 +179,14 @@ def plain_test(model, X, y):
     truth = y.tolist()
     confusion = [[0] * 4 for _ in range(4)]
     hits_of_class = [[] for _ in range(4)]
-    for label, guess in zip(truth, plain_guesses(model, X)):
+    for label, guess in zip(truth, plain_guesses(model, X), strict=True):
         confusion[label][guess] += 1
         hits_of_class[label].append(label == guess)
     shifted = [plain_accuracy(model, X, y)]
     for pixels in (1, 2, 3):
         of_moves = [plain_accuracy(model, moved_X, y) for moved_X in four_moves(X, pixels)]
         shifted.append(sum(of_moves) / 4)
-    in_subset = sum(sum(hits[:n]) for hits, n in zip(hits_of_class, SUBSET))
+    in_subset = sum(sum(hits[:n]) for hits, n in zip(hits_of_class, SUBSET, strict=True))
     return {
         "accuracy": sum(confusion[label][label] for label in range(4)) / len(y),
         "auc": plain_auc(plain_probabilities(model, X), truth),
@@ -247,7 +251,7 @@ def assert_same(found, expected, place="result"):
             assert_same(found[key], expected[key], f"{place}.{key}")
     elif isinstance(expected, list):
         assert len(found) == len(expected), place
-        for i, (one, other) in enumerate(zip(found, expected)):
+        for i, (one, other) in enumerate(zip(found, expected, strict=True)):
             assert_same(one, other, f"{place}[{i}]")
     elif isinstance(expected, float):
         assert found == pytest.approx(expected, rel=1e-5), place
@@ -270,7 +274,7 @@ def curves(figure):
     panels = []
     for axes in figure.axes:
         panel = {}
-        for line, band in zip(axes.lines, axes.collections):
+        for line, band in zip(axes.lines, axes.collections, strict=True):
             epochs, means = line.get_data()
             assert list(epochs) == list(range(1, len(means) + 1))
             corners = band.get_paths()[0].vertices
@@ -287,7 +291,9 @@ def plain_curves(groups):
     for key in ("train_loss", "val_accuracy"):
         panel = {}
         for label, group in groups.items():
-            of_epochs = list(zip(*[[row[key] for row in run["epochs"]] for run in group]))
+            of_epochs = list(
+                zip(*[[row[key] for row in run["epochs"]] for run in group], strict=True)
+            )
             means = [sum(values) / len(values) for values in of_epochs]
             panel[label] = [means, list(map(min, of_epochs)), list(map(max, of_epochs))]
         panels.append(panel)

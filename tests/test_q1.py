@@ -115,7 +115,7 @@ def test_linear_equals_quadratic_for_every_chunk(L, n_terms, monkeypatch):
 def test_pairs_in_blocks_are_the_square(D):
     """Heads of any size: the last block of coordinates may be shorter than the others."""
     q, k = normal(2, 2, 5, D)
-    blocks = zip(q1.pair_products(q), q1.pair_products(k), q1.pair_weights(q))
+    blocks = zip(q1.pair_products(q), q1.pair_products(k), q1.pair_weights(q), strict=True)
     found = sum(qq.mT @ (c * kk) for qq, kk, c in blocks)
     assert_close(found, (q @ k.mT) ** 2 / 2)
     V = normal(2, 5, 3)
@@ -130,7 +130,7 @@ def test_gradients_are_those_of_the_formula(n_terms, monkeypatch):
     expected = torch.autograd.grad(quadratic(*wanted, n_terms).square().sum(), wanted)
     for attention in (q1.linear_attention, q1.linear_attention_as_written):
         found = torch.autograd.grad(attention(*wanted, n_terms).square().sum(), wanted)
-        for one, other in zip(found, expected):
+        for one, other in zip(found, expected, strict=True):
             assert_close(one, other)
     for i in range(3):  # each alone
         inputs = [x.detach() for x in wanted]
@@ -178,11 +178,11 @@ def test_causal_goes_on_from_its_state(sizes, n_terms):
     expected = quadratic(Q, K, V, n_terms, causal=True)
     _, whole = q1.causal_linear_attention(Q, K, V, n_terms)
     pieces, state = [], None
-    for q, k, v in zip(*(x.split(sizes, dim=-2) for x in (Q, K, V))):
+    for q, k, v in zip(*(x.split(sizes, dim=-2) for x in (Q, K, V)), strict=True):
         z, state = q1.causal_linear_attention(q, k, v, n_terms, state)
         pieces.append(z)
     assert_close(torch.cat(pieces, dim=-2), expected)
-    for one, other in zip(state, whole):
+    for one, other in zip(state, whole, strict=True):
         assert_close(one, other)
     M = q1.reduced_feature_dim(4, n_terms)
     assert [x.shape for x in state] == [(2, M, 4), (2, M, 1)]  # however long the past
@@ -192,7 +192,7 @@ def test_the_state_of_bfloat16_keeps_its_digits():
     """2,000 tokens of value 1, one by one: bfloat16 would stop counting at 256."""
     Q, K, V = torch.zeros(3, 2000, 2, dtype=torch.bfloat16)
     state = None
-    for q, k, v in zip(*(x.split(1) for x in (Q, K, V + 1))):
+    for q, k, v in zip(*(x.split(1) for x in (Q, K, V + 1)), strict=True):
         z, state = q1.causal_linear_attention(q, k, v, state=state)
     assert z.dtype == torch.bfloat16 and state[1][0] == 2000
 
@@ -352,7 +352,7 @@ def test_a_normaliser_that_is_not_finite_is_refused(attention, number, found):
 def test_the_bound_holds_and_is_not_idle(n_terms):
     Q, K, V = normal(3, 40, 6)
     row = q1_measure.approximation(n_terms, Q / (Q @ K.T).abs().max(), K, V)
-    pairs = [pair for pair in zip(row["error"], row["bound"]) if pair[0] is not None]
+    pairs = [pair for pair in zip(row["error"], row["bound"], strict=True) if pair[0] is not None]
     assert all(error <= bound for error, bound in pairs) and len(pairs) >= 5
     assert row["bound"][0] < 1e4 * row["error"][0]  # small scores: the bound is of the same order
     order = math.log2(row["error"][1] / row["error"][0])  # scores up to 0.1 and 0.05
@@ -438,7 +438,9 @@ def test_script(tmp_path, monkeypatch):
     assert found == [(8, 8, "linear"), (8, 8, "softmax, fused")]
     for row in result["scaling"]:
         assert row["slope_lengths"] == row["seq_lens"]
-        for fastest, median, slowest in zip(row["fastest"], row["seconds"], row["slowest"]):
+        for fastest, median, slowest in zip(
+            row["fastest"], row["seconds"], row["slowest"], strict=True
+        ):
             assert 0 < fastest <= median <= slowest
 
     process = run_script("q1_measure.py", "-plot_only", "-out", tmp_path)

@@ -198,7 +198,7 @@ def test_metrics_equal_medmnists_evaluator(tmp_path):
     seen = [0] * 4
     n_right = 0
     confusion = np.zeros((4, 4), int)
-    for truth, guess in zip(y.tolist(), q2.predict(model, X).argmax(1).tolist()):
+    for truth, guess in zip(y.tolist(), q2.predict(model, X).argmax(1).tolist(), strict=True):
         seen[truth] += 1
         confusion[truth, guess] += 1
         n_right += seen[truth] <= (182, 55, 42, 250)[truth] and truth == guess

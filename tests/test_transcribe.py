@@ -46,7 +46,7 @@ def test_stretches_are_short_in_order_and_leave_nothing_out(spoken):
     assert all(b - a <= (transcribe.LONGEST_STRETCH + 0.1) * RATE for a, b in stretches)
     ends = [0, *(b for _, b in stretches)]
     starts = [*(a for a, _ in stretches), len(samples)]
-    assert all(0 <= start - end < 0.5 * RATE for end, start in zip(ends, starts))
+    assert all(0 <= start - end < 0.5 * RATE for end, start in zip(ends, starts, strict=True))
 
 
 def test_a_margin_of_sound_stays_around_each_stretch(spoken, monkeypatch):
@@ -78,7 +78,7 @@ def test_nobody_speaks(model, tmp_path, decibels):
 def test_what_people_record_comes_out_whole(model, spoken, tmp_path):
     """A breath before it, pauses with and without noise, and a right channel that is inverted."""
     texts = [transcribe.write_down(model, samples) for samples in spoken]
-    for sentence, text in zip(SENTENCES, texts):
+    for sentence, text in zip(SENTENCES, texts, strict=True):
         assert Q3.damerau_levenshtein(sentence.lower(), text) > 0.6
     first, second = spoken
     silence, noise = torch.zeros(12 * RATE), room(7, -40)

@@ -156,7 +156,9 @@ def test_the_transcript_is_the_normalised_one_and_the_path_its_own(tmp_path):
     clips = [*splits["train"], *splits["val"], *splits["test"]]
     texts = ["aa, yes", "bbb, yes", "cccc, yes", "dd, yes"]
     names = [f"LJ001-{i:04}" for i in range(4)]
-    assert clips == [(n, text, root / "wavs" / f"{n}.wav") for n, text in zip(names, texts)]
+    assert clips == [
+        (n, text, root / "wavs" / f"{n}.wav") for n, text in zip(names, texts, strict=True)
+    ]
 
 
 def test_the_smallest_corpus_has_no_empty_split():

@@ -55,7 +55,7 @@ def all_sentences():
     for template in TEMPLATES:
         slots = re.findall(r"{(\w+)}", template)
         for words in itertools.product(*(WORDS[slot] for slot in slots)):
-            sentence = template.format(**dict(zip(slots, words)))
+            sentence = template.format(**dict(zip(slots, words, strict=True)))
             sentences.append(sentence[0].upper() + sentence[1:])
     return sentences
 

@@ -155,7 +155,6 @@ def test_metadata_is_spoken_as_given(tmp_path):
     "table, said",
     [
         ("a|b|c\n\nd|e|f\n", "row 2 .* 1 columns"),
-        ("../a|b|c\n", "the id '../a'"),
         ("X-1|one|one\nX-3|中文|中文\n", "cannot say the transcript of X-3"),
     ],
 )

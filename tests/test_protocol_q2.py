@@ -451,5 +451,3 @@ def test_a_band_holds_all_seeds_and_ends_where_the_first_diverged(monkeypatch):
     drawn = [[16 / 3, 2.0], [3.0, 0.0], [9.0, 4.0]]
     as_accuracies = [[value / 10 for value in values] for values in drawn]
     assert_same(curves(figure), [{"0.1": drawn}, {"0.1": as_accuracies}])
-    said = "learning rate; mean of 3 seeds, band: least to greatest"
-    assert figure.legends[0].get_title().get_text() == said

@@ -396,22 +396,19 @@ def test_an_interrupted_run_says_so(flags, monkeypatch):
 
 
 # ------------------------------------------------------------------------------ names and processes
-def test_close_rates_have_names_of_their_own_and_twice_the_same_is_refused(flags):
+def test_every_run_has_a_name_of_its_own_and_no_run_is_planned_twice(flags):
     args = q2.make_parser().parse_args([])
     names = list(q2.plan_runs(args, [0.01, 0.01000000001]))
     assert names == ["q2-maxpool-lr0.01-seed42", "q2-maxpool-lr0.01000000001-seed42"]
-    for twice in (("-learning_rate", "0.1", "0.10"), ("-seed", 1, 1)):
-        with pytest.raises(UserError, match="has one twice"):
-            call(*flags, *twice)
-
-
-def test_names_tell_what_differs_from_the_defaults():
     words = "-no_maxpool -epochs 2 -dropout 0.5 -optimizer adam -seed 2 1 -device cpu"
     args = q2.make_parser().parse_args(words.split())
     q2.check_flags(args)
-    ending = "-epochs2-dropout0.5-optimizeradam"
+    ending = "-epochs2-dropout0.5-optimizeradam"  # what differs from the defaults
     planned = list(q2.plan_runs(args, [0.1]))
     assert planned == [f"q2-strided-lr0.1-seed{seed}{ending}" for seed in (1, 2)]
+    for twice in (("-learning_rate", "0.1", "0.10"), ("-seed", 1, 1)):
+        with pytest.raises(UserError, match="has one twice"):
+            call(*flags, *twice)
 
 
 def test_the_script_itself_trains_side_by_side_the_same_numbers_as_alone(flags):

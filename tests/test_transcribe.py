@@ -174,9 +174,3 @@ def test_a_model_of_another_vocabulary_is_searched_without_the_letters(monkeypat
     assert transcribe.letter_model() is None
     assert "letters.pt knows another vocabulary" in capsys.readouterr().err
     transcribe.letter_model.cache_clear()
-
-
-def test_a_model_that_is_not_there_is_one_sentence():
-    args = transcribe.make_parser().parse_args(["a.wav", "-model", "none.pt"])
-    with pytest.raises(runs.UserError, match=r"no checkpoint none\.pt"):
-        transcribe.main(args)

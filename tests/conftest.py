@@ -1,4 +1,4 @@
-"""What the tests share: scripts as modules, tiny datasets, running things as a person would."""
+"""What the tests share: running scripts as a person would, tiny datasets, plain decoding."""
 
 import math
 import os
@@ -34,9 +34,9 @@ def real_data(request):
 
 
 def run_python(*words, cwd=ROOT, **options):
-    """Run this Python with these words; returns the completed process, its output as text.
+    """Run Python with these words; returns the completed process, with its output as text.
 
-    Ctrl-C reaches it even where these tests run in the background, with SIGINT ignored.
+    Interrupts reach it even where the tests run in the background and ignore them themselves.
     """
     return subprocess.run(
         [sys.executable, *map(str, words)],
@@ -49,7 +49,7 @@ def run_python(*words, cwd=ROOT, **options):
 
 
 def restore_interrupts():
-    """In a child: take signals as usual. Shells and `nohup` start programs that ignore some."""
+    """In the child process: handle signals as usual, even those that a shell or `nohup` ignores."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "SIGHUP"):  # not on Windows
@@ -62,7 +62,7 @@ def run_script(name, *arguments, **options):
 
 
 def assert_one_sentence(process):
-    """The house rule for bad input: exit status 2 and one sentence on stderr, no traceback."""
+    """Bad input ends with exit status 2 and one sentence on stderr, without a traceback."""
     assert process.returncode == 2, process.stderr
     assert len(process.stderr.strip().splitlines()) == 1, process.stderr
     assert "Traceback" not in process.stdout + process.stderr
@@ -70,7 +70,7 @@ def assert_one_sentence(process):
 
 # ---------------------------------------------------------------------------------- tiny datasets
 def oct_arrays(n_train=60, n_val=20, n_test=20, seed=0):
-    """MedMNIST's six arrays with easy classes: a bright band whose height is the class."""
+    """MedMNIST's six arrays; the height of a bright band is the class."""
     rng = np.random.default_rng(seed)
     arrays = {}
     for split, n in (("train", n_train), ("val", n_val), ("test", n_test)):
@@ -93,7 +93,7 @@ def oct_folder(tmp_path):
 
 
 def write_corpus(folder, n_clips=12):
-    """A corpus in LJ Speech's format: tones that stand for short texts."""
+    """Write a corpus in LJ Speech's format, with tones for clips; returns its folder."""
     root = folder / "LJSpeech-1.1"
     (root / "wavs").mkdir(parents=True)
     rows = []
@@ -110,7 +110,7 @@ def write_corpus(folder, n_clips=12):
 # ------------------------------------------------------------------------------ plain decoding
 @torch.no_grad()
 def letter_by_letter(decoder, z, longest):
-    """The tokens of greedy decoding of one clip, z (1, S, D): the whole text is read for each."""
+    """Greedy decoding of one clip, z (1, S, D), that reads the whole text again for each letter."""
     tokens = [START]
     while len(tokens) <= longest and tokens[-1] != STOP:
         logits = decoder(torch.tensor([tokens]), z)[0, -1]

@@ -1,4 +1,4 @@
-"""download_octmnist.py: what is fetched is whole and right, and a failure says what to do."""
+"""download_octmnist.py: the file is whole and right, and a failure leaves nothing behind."""
 
 import functools
 import hashlib
@@ -70,7 +70,7 @@ def test_damaged_file_is_reported_and_kept(mirror, tmp_path):
     assert (tmp_path / "octmnist.npz").read_bytes() == CONTENT[:-1]
 
 
-def test_root_that_is_a_file_is_not_the_connections_fault(mirror, tmp_path):
+def test_a_root_that_is_a_file_is_not_taken_for_a_failed_download(mirror, tmp_path):
     (tmp_path / "data").touch()
     with pytest.raises(UserError, match=r"data: File exists; check that path"):
         download(tmp_path / "data", f"{mirror}/whole")

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="there is no ma
 
 
 def make(*words, **environment):
-    """The commands that make would run, without running them, in this environment."""
+    """Ask make what it would run, with only these variables set in the environment."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     return subprocess.run(
         ["make", "--dry-run", "-o", ".venv/ready", "-o", ".venv/ready-dev", *words],
@@ -24,7 +24,7 @@ def make(*words, **environment):
 
 
 def commands(*words, **environment):
-    """The lines that make would run, quotes left out."""
+    """The commands that make would run, without quotes."""
     process = make(*words, **environment)
     assert process.returncode == 0, process.stderr
     return process.stdout.replace('"', "").splitlines()

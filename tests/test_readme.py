@@ -12,7 +12,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
-LIBRARIES = ("pip", "pytest", "venv")  # modules that are run and not of this project
+LIBRARIES = ("pip", "pytest", "venv")  # modules that are not this project's
 
 
 def commands():

@@ -105,7 +105,7 @@ def test_a_clip_is_centred_band_by_band():
 # ------------------------------------------------------------------------------------------ corpus
 @pytest.mark.parametrize("mark, line_end", [("\ufeff", "\r\n"), ("", "\r")])
 def test_corpus_is_split_in_order_and_labelled(tmp_path, mark, line_end):
-    """Whatever editor saved its table, with a blank line at the end."""
+    """However an editor saved the table: with a byte-order mark, other line ends, a blank line."""
     root = write_corpus(tmp_path, 40)
     table = mark + (root / "metadata.csv").read_text() + "\n"
     (root / "metadata.csv").write_bytes(table.replace("\n", line_end).encode())
@@ -136,7 +136,7 @@ def test_the_hash_is_of_what_is_said_and_heard(tmp_path):
     (wavs / "LJ001-0003.wav").rename(wavs / "LJ001-0009.wav")
     hashes.append(hash_now())
     assert len(set(hashes)) == 1 + 4 + 2 + 1
-    os.utime(wavs / "LJ001-0000.wav", (0, 0))  # not of times
+    os.utime(wavs / "LJ001-0000.wav", (0, 0))  # times do not count
     assert hash_now() == hashes[-1]
 
 
@@ -193,7 +193,7 @@ def test_the_courses_split_begins_where_it_is_said_to(real_data):
 
 @pytest.mark.parametrize("n_first", [0, 20])
 def test_test_clips_of_a_part_stay_test(n_first):
-    """Of the 31 clips before the boundary the last twentieth, 1.55 clips, is two."""
+    """Of the 31 clips before the boundary a twentieth, 1.55, is validation: two clips."""
     names = [f"LJ{chapter:03}-{i:04}" for chapter in (1, 12, 38) for i in range(10)]
     names += ["LJ040-0046", "LJ040-0047", "LJ040-0048", "LJ050-0278"]
     splits, how = utils.split_clips(clips_named(names[n_first:] + names[:n_first]))
@@ -211,8 +211,8 @@ OTHERS = [f"X-{i}" for i in range(10)]
 @pytest.mark.parametrize(
     "names, n_train, n_val",
     [
-        (["LJ001-0001", "LJ001-0002", "LJ040-0047", "LJ040-0048"], 1, 1),  # as test there
-        (["LJ001-0001", "LJ040-0047", "LJ040-0048", "LJ040-0049"], 2, 1),  # hardly anything else
+        (["LJ001-0001", "LJ001-0002", "LJ040-0047", "LJ040-0048"], 1, 1),  # two test clips
+        (["LJ001-0001", "LJ040-0047", "LJ040-0048", "LJ040-0049"], 2, 1),  # only one other clip
         ([f"LJ001-{i:04}" for i in range(50)], 38, 2),  # no test clips
         (OTHERS[::-1], 8, 1),  # in the order of its rows
         ([*OTHERS[::-1], "LJ001-0001"], 8, 1),
@@ -256,7 +256,7 @@ def test_a_missing_or_undecodable_corpus(tmp_path):
 
 
 def test_download_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
-    """torchaudio unpacks in place, and takes any folder of that name for whole."""
+    """torchaudio unpacks in place, and takes any folder of that name to be complete."""
     calls = []
 
     def fetch(root, download):
@@ -285,7 +285,7 @@ def test_an_archive_that_is_cut_short_is_one_sentence(tmp_path):
 
 # ---------------------------------------------------------------------------- features and batches
 def assert_features_are_the_clips(splits, out):
-    """Those of every clip, computed one by one."""
+    """They equal those of every clip computed alone."""
     features = utils.load_features(splits, out)
     assert list(features) == list(splits)
     for split, rows in splits.items():
@@ -307,14 +307,14 @@ def test_features_are_cached_and_a_damaged_cache_is_made_again(tmp_path):
 
 
 def write_noise(path, seed, n_samples=6000, time=10**9):
-    """A clip of its own for every seed; of one time, as clips from an archive may be."""
+    """Write a clip that depends on the seed; as from an archive, all have the same time."""
     noise = np.random.default_rng(seed).uniform(-1, 1, n_samples).cumsum() / 100
     soundfile.write(path, noise, utils.SAMPLE_RATE)
     os.utime(path, ns=(time, time))
 
 
 def another_of_the_same_size(splits):
-    """Not the first clip, and within the same second."""
+    """It is not the first clip, and it is replaced within the same second."""
     write_noise(splits["train"][2][2], seed=99, time=10**9 + 10**6)
 
 
@@ -391,7 +391,7 @@ def epochs_of_batches(lengths, batch_size, n_epochs=20):
 
 
 def test_batches_come_in_an_order_that_is_new_every_epoch():
-    """Also the one that is not full: it holds the longest clip, and comes at any place."""
+    """The batch that is not full, with the longest clip, may come anywhere, too."""
     epochs = epochs_of_batches([100, 200, 300, 400, 500, 600, 700], 2)
     assert {tuple(map(tuple, sorted(batches))) for batches in epochs} == {
         ((100, 200), (300, 400), (500, 600), (700,))
@@ -428,7 +428,7 @@ def test_half_a_sound_file_is_refused(tmp_path, suffix):
 
 
 def test_a_stream_of_unknown_length_is_read(tmp_path):
-    """Programs that write WAV to a pipe cannot know its length: they promise the largest one."""
+    """Programs that write WAV to a pipe do not know its length and promise the largest one."""
     path = tmp_path / "clip.wav"
     soundfile.write(path, np.sin(np.arange(44_100) / 20), utils.SAMPLE_RATE)
     content = bytearray(path.read_bytes())
@@ -466,7 +466,7 @@ def test_channels_are_averaged_after_aligning_their_signs(tmp_path, gain, taken)
 @pytest.mark.parametrize("promised, is_read", [(8, True), (2_000, True), (20_000, False)])
 @pytest.mark.parametrize("place", ["RIFF", "data"])
 def test_a_header_may_promise_a_little_more(tmp_path, promised, is_read, place):
-    """Of the whole file any amount: what counts are the samples."""
+    """The length of the whole file may be any: only that of the samples counts."""
     path = tmp_path / "clip.wav"
     soundfile.write(path, np.sin(np.arange(44_100) / 20), utils.SAMPLE_RATE)
     content = bytearray(path.read_bytes())

@@ -50,7 +50,7 @@ run: Q1_ARGS := -seq_lens 256 512 1024 2048 4096
 run: Q3_ARGS := epochs=7 batch_size=8 learning_rate=0.0015
 endif
 run: q1 q2 q3  ## all three questions and a sheet of results, on DATA into OUT
-	"$(PY)" -m tools.make_report -out "$(OUT)"
+	"$(PY)" -m report.make -out "$(OUT)"
 	@echo "Done. Figures: $(OUT)/figures/  Notebook: $(OUT)/hw2-q3.ipynb"
 
 test: .venv/ready-dev  ## the tests (ARGS: flags of pytest)
@@ -98,17 +98,17 @@ model: .venv/ready  ## make transcribe's model again: METADATA= is spoken, DATA=
 	"$(PY)" -m tools.letters -metadata "$(METADATA)" -data "$(DATA)"
 	"$(PY)" -m tools.make_model -data "$(DATA)" \
 		-checkpoint build/model/finetuned/checkpoints/q3-transformer.pt
-	"$(PY)" -m tools.make_report -readme
+	"$(PY)" -m report.readme
 
 report: OUT := report
-report: .venv/ready  ## compile report/report.pdf, or another OUT's results.pdf
-	"$(PY)" -m tools.make_report -out "$(OUT)"
+report: .venv/ready  ## report.pdf, and which numbers changed; of another OUT results.pdf
+	"$(PY)" -m report.make -out "$(OUT)"
 
 readme: .venv/ready  ## write the committed results into README and the model's card
-	"$(PY)" -m tools.make_report -readme
+	"$(PY)" -m report.readme
 
 submission: .venv/ready  ## the zip to hand in; refuses until report/group.toml is filled in
-	"$(PY)" -m tools.make_report -out report -submission
+	"$(PY)" -m report.submission
 
 bench: .venv/ready  ## speed, as ratios against plain reference loops measured in the same run
 	"$(PY)" -m bench.q1

@@ -9,6 +9,7 @@ import importlib
 import os
 import tempfile
 
+import plots
 import runs
 import transcribe
 import utils
@@ -46,7 +47,7 @@ def picture(model, samples, written):
     )
     for axis, (start, stop, text) in zip(axes[:, 0], written):
         tokens = torch.tensor(utils.encode(text))
-        weights = Q3.attention_map(model, utils.log_mel(samples[start:stop]), tokens)  # (T, S)
+        weights = plots.attention_map(model, utils.log_mel(samples[start:stop]), tokens)  # (T, S)
         ends = (start / utils.SAMPLE_RATE, stop / utils.SAMPLE_RATE)
         extent = (*ends, len(weights) - 0.5, -0.5)
         axis.imshow(weights.sqrt(), extent=extent, aspect="auto", cmap="magma", vmin=0, vmax=1)

@@ -346,7 +346,7 @@ def save_search(args, results, table, best):
     shared = ("question", "command", "started", "data", "environment", "parameters")
     search = {
         "run": f"q2-{args.name}-strided" if args.no_maxpool else f"q2-{args.name}",
-        **{key: first[key] for key in shared},
+        **{key: first[key] for key in shared if key in first},
         "config": {**first["config"], "learning_rate": args.learning_rate, "seed": args.seed},
         "status": "finished",
         "runs": [result["run"] for result in results],

@@ -1,5 +1,6 @@
 """How every script here is started and recorded: command lines, errors in one sentence, seeds and
-devices, results files, checkpoints, work spread over processes, and a notebook's definitions.
+devices, results files, checkpoints, training runs that can be interrupted, work spread over
+processes, and a notebook's definitions.
 
 The ground floor: it imports nothing of the project and knows nothing of images, speech or
 questions.
@@ -25,6 +26,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 import zlib
 from concurrent.futures import ProcessPoolExecutor
@@ -524,6 +526,136 @@ def set_aside(path):
         path.replace(kept)
     print(f"{path.name} is written anew; the one of before is kept as {kept.name}", flush=True)
     return kept
+
+
+# ----------------------------------------------------- a model that belongs to the code at hand
+# A checkpoint holds a *probe*: some input, and what the model answered to it when it was saved.
+# Whoever loads the model asks again. `answer(model, **question)` returns a tensor on the CPU.
+
+
+def make_probe(model, answer, question):
+    """The question and the model's answer, to be saved with the model."""
+    return {**question, "answer": answer(model, **question)}
+
+
+def check_probe(model, answer, probe, path):
+    """UserError if the code of today answers otherwise than the code that trained this model."""
+    question = {name: value for name, value in probe.items() if name != "answer"}
+    expected, today = probe["answer"], answer(model, **question)
+    tolerance = 1e-3 * expected.abs().max().item()  # rounding, which differs between machines
+    is_same = today.shape == expected.shape and (today - expected).abs().max() <= tolerance
+    if not is_same:
+        problem = "features, vocabulary or model are not those that it was trained with"
+        raise UserError(f"the checkpoint {path} is of other code: {problem}; train it anew.")
+
+
+def load_model(path, build, answer):
+    """The model of a checkpoint, on the CPU; UserError where it is not of the code of today.
+
+    build: a function of the sizes that were saved, which returns a new model.
+    """
+    saved = load_checkpoint(path)
+    if not {"sizes", "model", "probe"} <= saved.keys():
+        raise UserError(f"{path} is no checkpoint of this notebook; name another.")
+    model = build(saved["sizes"])
+    weights = {name: tensor.float() for name, tensor in saved["model"].items()}
+    load_weights(model, weights, path)
+    check_probe(model, answer, saved["probe"], path)
+    return model
+
+
+# ------------------------------------------------------------- a training run, saved epoch by epoch
+class Run:
+    """A training run that can be interrupted, and gone on with.
+
+    model, optimizer and schedule are torch's. sizes: what `build` of `load_model` needs. result:
+    the results file, as `new_result` begins it. answer and question: those of the probe.
+    """
+
+    def __init__(self, model, sizes, optimizer, schedule, result, out, answer, question):
+        self.model, self.sizes = model, sizes
+        self.optimizer, self.schedule = optimizer, schedule
+        self.result, self.out = result, out
+        self.answer, self.question = answer, question
+        self.checkpoint = Path(out) / "checkpoints" / f"{result['run']}.pt"
+        self.started = time.perf_counter()
+
+    def start(self, resume):
+        """Start anew, an older checkpoint being kept; or, with `resume`, go on from it.
+
+        Returns the numbers of the epochs that are left.
+        """
+        if self.checkpoint.exists() and resume:
+            self._resume()
+        elif self.checkpoint.exists():
+            set_aside(self.checkpoint)
+        self.started = time.perf_counter()
+        return range(len(self.result["epochs"]) + 1, self.result["config"]["epochs"] + 1)
+
+    def after_epoch(self, train_loss, metrics, **entries):
+        """Record an epoch and save everything; returns its row of the results file.
+
+        metrics: of validation, {name: value} with "loss". entries: more of the results file.
+        UserError where the training loss is no longer a number.
+        """
+        if not math.isfinite(train_loss):
+            save_result(self.out, {**self.result, "status": "diverged"})
+            problem = f"the loss of {self.result['run']} became infinite or NaN"
+            raise UserError(f"{problem}; try a smaller learning_rate.")
+        row = {"epoch": len(self.result["epochs"]) + 1, "train_loss": train_loss}
+        row |= {"val_loss" if name == "loss" else name: value for name, value in metrics.items()}
+        now = time.perf_counter()
+        row["seconds"] = now - self.started
+        self.started = now
+        self.result["epochs"].append(row)
+        self.result["seconds"] += row["seconds"]
+        self.result.update(entries)
+        self.save()
+        return row
+
+    def finish(self, **entries):
+        """Add these entries to the results file, which is finished then."""
+        self.result.update(entries, status="finished")
+        save_result(self.out, self.result)
+
+    def save(self):
+        """Save results file and checkpoint; of a complete run only what is needed to use it."""
+        state = {
+            "sizes": self.sizes,
+            "model": self.model.state_dict(),
+            "probe": make_probe(self.model, self.answer, self.question),
+            "result": self.result,
+        }
+        if len(self.result["epochs"]) < self.result["config"]["epochs"]:
+            state["optimizer"] = self.optimizer.state_dict()
+            state["schedule"] = self.schedule.state_dict()
+            state["random_state"] = random_state()
+        save_checkpoint(self.checkpoint, state)
+        save_result(self.out, self.result)
+
+    def _resume(self):
+        """Go on from the checkpoint; UserError where it is of other settings, data or code."""
+        path = self.checkpoint
+        saved = load_checkpoint(path)
+        before, now = saved["result"], self.result
+        was = {**before["config"], "data": before["data"]["sha256"], "layers": before["layers"]}
+        wanted = {**now["config"], "data": now["data"]["sha256"], "layers": now["layers"]}
+        differing = sorted(key for key in wanted if wanted[key] != was.get(key))
+        if differing:
+            advice = "go on with the same settings and code, or leave resume at 0 to start anew"
+            raise UserError(f"{path} is of a run with other {', '.join(differing)}; {advice}.")
+        load_weights(self.model, saved["model"], path)
+        check_probe(self.model, self.answer, saved["probe"], path)
+        n_done = len(before["epochs"])
+        if "optimizer" in saved:
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.schedule.load_state_dict(saved["schedule"])
+            set_random_state(saved["random_state"])
+            print(f"{before['run']}: goes on after epoch {n_done}", flush=True)
+        else:
+            print(f"{before['run']}: was trained before, all {n_done} epochs", flush=True)
+        part = {"after_epoch": n_done, "environment": now["environment"]}
+        self.result = {**before, "resumed": [*before.get("resumed", []), part]}
 
 
 # ---------------------------------------------------------------------------------- many processes

@@ -39,7 +39,8 @@ def pyplot():
 def save_figure(figure, out, name, source):
     """Save `figure`, labelled with its data's source, as `out`/figures/`name`.pdf and .png.
 
-    Returns the figure. The same figure gives the same bytes: no date is written.
+    Returns the figure. The same figure gives the same bytes: no date is written, and both files are
+    laid out as the PDF, in which the width of a letter does not depend on pixels.
     """
     letters_in_a_line = int(17 * figure.get_figwidth())
     label = textwrap.fill(f"data: {source}", letters_in_a_line, break_on_hyphens=False)
@@ -48,7 +49,7 @@ def save_figure(figure, out, name, source):
         path = Path(out) / "figures" / f"{name}.{suffix}"
         with runs.write_atomically(path) as temporary:
             figure.savefig(temporary, metadata=metadata, dpi=150)
-        figure.set_layout_engine("none")  # it is laid out: once more takes a sixth of the time
+        figure.set_layout_engine("none")  # it is laid out now
     pyplot().close(figure)
     return figure
 

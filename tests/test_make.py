@@ -46,7 +46,7 @@ def commands(*words, **environment):
             "data=sample out=build/sample  epochs=5 decoders=lstm",
         ),
         (["q3", "DATA=/there/my data"], "data=/there/my data out=build/"),
-        (["report", "OUT=o"], "make_report -out o"),
+        (["report", "OUT=o"], "report.make -out o"),
         (["transcribe", "WAV=my.wav"], "transcribe.py my.wav"),
         (["test", "ARGS=-k name"], "-m pytest -k name"),
     ],
@@ -70,7 +70,7 @@ def test_run_does_everything_in_order_and_makes_what_is_missing():
         "-learning_rate best",
         "-only ljspeech",
         "data=sample out=build/sample epochs=7 batch_size=8 learning_rate=0.0015",
-        "make_report -out build/sample",
+        "report.make -out build/sample",
     ]
     places = [next(i for i, line in enumerate(lines) if script in line) for script in scripts]
     assert places == sorted(places)

@@ -6,7 +6,7 @@ import runs
 import transcribe
 import utils
 from conftest import write_corpus
-from report import evidence
+from report import readme
 from runs import UserError
 from tools import make_model
 
@@ -30,11 +30,13 @@ def checkpoint(tmp_path):
         "data": {"source": "tones", "counts": {"train": 7}},
         "parameters": 1234,
         "command": "make model",
+        "status": "finished",
         "started_from": {"data": {"source": "synthetic tones", "counts": {"train": 9}}},
     }
     weights = {"model": model.state_dict(), "sizes": asdict(sizes)}
     path = tmp_path / "checkpoints" / "q3-transformer-finetuned.pt"
-    runs.save_checkpoint(path, {**weights, "probe": Q3.make_probe(model), "result": result})
+    probe = runs.make_probe(model, Q3.answer, Q3.QUESTION)
+    runs.save_checkpoint(path, {**weights, "probe": probe, "result": result})
     return path
 
 
@@ -62,8 +64,8 @@ def test_model_scores_and_card(tmp_path, checkpoint, monkeypatch):
     assert result["test"]["greedy"]["n"] == result["test"]["beam"]["n"] == 2  # of the test split
     counts = [scores["n"] for scores in result["recordings"].values()]
     assert counts == [2, 1, 2, 1]  # two clips; both in one recording; by telephone; one of Joe's
-    assert [row[0] for row in evidence.model_rows(result)][-1] == "Joe, a tone"
-    facts = str(evidence.model_facts(result))
+    assert [row[0] for row in readme.model_rows(result)][-1] == "Joe, a tone"
+    facts = str(readme.model_facts(result))
     for said in ("1,234", "9 clips (synthetic tones)", "7 clips (tones)", "`make model`"):
         assert said in facts
 

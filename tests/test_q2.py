@@ -340,7 +340,15 @@ def test_the_last_search_counts_and_one_of_other_flags_is_kept(flags, capsys, mo
     call(*flags, *RATES, "-plot_only")  # each run has its own file
 
 
-def test_the_committed_searches_are_read_by_todays_code():
+def test_the_committed_results_are_read_by_todays_code(tmp_path, monkeypatch):
+    """Also drawn: the search's figure, and both networks at its best rate."""
+    shutil.copytree(ROOT / "report" / "results", tmp_path / "results")
+    monkeypatch.setattr(utils, "save_figure", Mock())
+    seeds = ("-seed", 42, 43, 44, 45, 46)
+    call("-out", tmp_path, *seeds, "-learning_rate", 0.1, 0.01, 0.001, "-plot_only")
+    call("-out", tmp_path, *seeds, *BEST, "-plot_only")
+    drawn = [call.args[2] for call in utils.save_figure.call_args_list]
+    assert drawn == ["CNN-rates", "CNN-networks"]
     for epochs, name in ((15, "search"), (150, "search-epochs150")):
         words = f"-out {ROOT / 'report'} -name {name} -epochs {epochs} -plot_only"
         args = q2.make_parser().parse_args([*words.split(), "-seed", "42", "43", "44", "45", "46"])

@@ -7,6 +7,7 @@ import re
 import shutil
 
 import decoding
+import plots
 import runs
 import utils
 from conftest import ROOT, letter_by_letter, run_python, write_corpus
@@ -53,7 +54,7 @@ def test_attention_equals_torchs():
 
     padding = torch.arange(5) >= torch.tensor([[5], [4]])
     expected, weights = theirs(x, z, z, key_padding_mask=padding)
-    with q3.keeping_weights(mine):
+    with plots.keeping_weights(mine):
         found = mine(x, z, z, q3.padding_mask(torch.tensor([5, 4]), 5))
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
     torch.testing.assert_close(mine.weights.mean(dim=1), weights, atol=1e-12, rtol=0)
@@ -254,7 +255,9 @@ def space_for(folder, notebook=NOTEBOOK, n_clips=12, **settings):
 
 
 def train(space, decoder_name):
-    return space.train(decoder_name, space.corpus, space.settings)
+    """The model and the result of a run that `space` trained."""
+    run = space.train(decoder_name, space.corpus, space.settings)
+    return run.model, run.result
 
 
 def numbers(result):
@@ -550,8 +553,9 @@ def test_an_edited_decoder_trains_decodes_and_is_recorded(
 ):
     """What is scored is what the decoder itself writes, whether or not a cache fits it."""
     space = sharp_space(tmp_path, decoder_name, edits)
-    model, result = train(space, decoder_name)
-    result = space.test(model, result, space.corpus, space.settings)
+    run = space.train(decoder_name, space.corpus, space.settings)
+    space.test(run, space.corpus, space.settings)
+    model, result = run.model, run.result
     assert result["status"] == "finished" and result["layers"] == str(model.decoder).splitlines()
     said = capsys.readouterr().out.count("the KV cache does not fit this decoder")
     assert said == (0 if is_cached else 1)
@@ -564,7 +568,7 @@ def test_an_edited_decoder_trains_decodes_and_is_recorded(
         assert result["parameters"] == n_all - n_idle and result["untrained"] == ["positions"]
     read = space.load_model(tmp_path / "out" / "checkpoints" / f"q3-{decoder_name}.pt")
     clip, text = space.corpus.features["test"][0], space.corpus.tokens["test"][0]
-    space.plot_attention({"read again": read}, clip, text, "map", "test tones")
+    plots.attention_maps({"read again": read}, clip, text)
     check_search(space, read, is_cached)
 
 
@@ -573,11 +577,11 @@ def test_slow_motion_writes_what_evaluation_writes(tmp_path):
     space = sharp_space(tmp_path, "transformer", [])
     model, _ = train(space, "transformer")
     model.requires_grad_(False)
-    assert space.FRAME == pytest.approx(2 * 256 / 22_050)  # seconds: z has every other frame
+    assert plots.FRAME == pytest.approx(2 * 256 / 22_050)  # seconds: z has every other frame
     for split in space.corpus.rows:
         written = texts_by_the_decoder_itself(space, model, split)
         for clip, text in zip(space.corpus.features[split], written, strict=True):
-            steps = space.slow_motion(model, clip, 17)
+            steps = plots.slow_motion(model, clip, 17)
             last, likeliest, weights = steps[-1]
             final = last + likeliest[0][0]
             assert final.removeprefix("<").removesuffix(">") == text
@@ -611,8 +615,9 @@ def test_a_vocabulary_with_digits(tmp_path, monkeypatch):
 
 def test_a_corpus_of_five_clips(tmp_path):
     space = space_for(tmp_path, n_clips=5, epochs=1)
-    model, result = train(space, "transformer")
-    assert space.test(model, result, space.corpus, space.settings)["status"] == "finished"
+    run = space.train("transformer", space.corpus, space.settings)
+    space.test(run, space.corpus, space.settings)
+    assert run.result["status"] == "finished"
 
 
 def test_a_checkpoint_of_a_smaller_vocabulary_is_one_sentence(trained, monkeypatch):

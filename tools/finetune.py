@@ -14,9 +14,7 @@ that was best on validation: OUT/finetuned/checkpoints/q3-transformer.pt; result
 
 import copy
 import math
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import runs
 
@@ -111,10 +109,10 @@ def record_variation(result):
 
 def train_on_speech(q3, corpus):
     """The first training: the notebook's, on varied clips; returns the checkpoint's path."""
-    model, result = q3.train("transformer", varied(corpus), q3.settings)
-    record_variation(result)
-    q3.test(model, result, corpus, q3.settings)
-    return Path(q3.settings.out) / "checkpoints" / f"{result['run']}.pt"
+    run = q3.train("transformer", varied(corpus), q3.settings)
+    record_variation(run.result)
+    q3.test(run, corpus, q3.settings)
+    return run.checkpoint
 
 
 def start_from(checkpoint, q3, corpus):
@@ -122,7 +120,7 @@ def start_from(checkpoint, q3, corpus):
     run = q3.new_run("transformer", corpus, q3.settings)
     run.model = q3.load_model(checkpoint, q3.DEVICE)
     saved = runs.load_checkpoint(checkpoint)
-    run.sizes = q3.ModelSizes(**saved["sizes"])
+    run.sizes = saved["sizes"]
     n_steps = q3.settings.epochs * math.ceil(len(corpus.rows["train"]) / q3.settings.batch_size)
     run.optimizer, run.schedule = q3.new_optimizer(run.model, q3.settings, n_steps)
     what = ("command", "config", "data", "environment", "seconds")
@@ -132,28 +130,21 @@ def start_from(checkpoint, q3, corpus):
 
 def finetune(run, q3, corpus):
     """Train on; keep the weights of the epoch that was best on validation, and test them."""
-    name = run.result["run"]
     clips = varied(corpus)
     best = -1.0
-    for epoch in range(1, q3.settings.epochs + 1):
-        started = time.perf_counter()
+    for epoch in run.start(resume=False):
         loss = q3.train_epoch(run.model, run.optimizer, run.schedule, clips, q3.settings, epoch)
         metrics, _, _ = q3.evaluate(run.model, corpus, "val", q3.settings)
-        seconds = time.perf_counter() - started
-        val_loss = metrics.pop("loss")
-        row = {"epoch": epoch, "train_loss": loss, "val_loss": val_loss, **metrics}
-        run.result["epochs"].append({**row, "seconds": seconds})
-        run.result["seconds"] += seconds
-        q3.print_epoch(name, run.result["epochs"][-1])
+        row = run.after_epoch(loss, metrics, parameters=q3.n_trained(run.model))
+        q3.print_epoch(run.result["run"], row)
         if metrics["damerau_levenshtein"] > best:
             best = metrics["damerau_levenshtein"]
             kept = copy.deepcopy(run.model.state_dict())
             run.result["kept_epoch"] = epoch
     run.model.load_state_dict(kept)
-    run.result["parameters"] = q3.n_trained(run.model)
     record_variation(run.result)
-    q3.test(run.model, run.result, corpus, q3.settings)
-    run.save(q3.settings.out)
+    q3.test(run, corpus, q3.settings)
+    run.save()
 
 
 # ------------------------------------------------------------------------------- command line

@@ -26,8 +26,9 @@ def write_weights(q3, checkpoint, path):
     """Save the checkpoint's weights at `path` as float16, with where they come from."""
     saved = runs.load_checkpoint(checkpoint)
     trained = saved.get("result", {})
-    if "started_from" not in trained:
-        raise UserError(f"{checkpoint} was not fine-tuned; name one that `make model` trained.")
+    if "started_from" not in trained or trained["status"] != "finished":
+        problem = "was not fine-tuned to the end"
+        raise UserError(f"{checkpoint} {problem}; name one that `make model` trained.")
     weights = {name: tensor.half() for name, tensor in saved["model"].items()}
     model = q3.load_model(checkpoint)
     model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
@@ -35,7 +36,7 @@ def write_weights(q3, checkpoint, path):
     state = {
         "sizes": saved["sizes"],
         "model": weights,
-        "probe": q3.make_probe(model),
+        "probe": runs.make_probe(model, q3.answer, q3.QUESTION),
         "trained": {key: trained[key] for key in origin},
     }
     runs.save_checkpoint(path, state)

@@ -1,0 +1,151 @@
+"""The report's figures that several runs share, drawn by `make report` from report/results.
+
+Lines are means over the seeds, bands reach from the least to the greatest of them. The figures of
+single runs are drawn by q1_measure.py and hw2-q2.py.
+"""
+
+import re
+
+import utils
+from plots import COLOURS, NAMES, SCORES
+from report import q2, q3
+from report.lib import band, source_of
+
+import numpy as np
+from matplotlib.colors import PowerNorm
+
+
+def draw_all(results, out):
+    """Draw each of them into `out`/figures."""
+    draw_rates(results, "", out)
+    draw_rates(results, "-epochs150", out)
+    draw_curves(results, out)
+    draw_clips(results, out)
+    draw_derailed(results, out)
+
+
+def draw_rates(results, epochs, out):
+    """Q2.1: training loss, and validation accuracy in a panel for each rate."""
+    n_epochs = q2.search(results, epochs)["config"]["epochs"]
+    x = range(1, n_epochs + 1)
+    figure, (left, *panels) = utils.pyplot().subplots(
+        1, 4, figsize=(6.8, 1.75), layout="constrained"
+    )
+    for i, (axes, rate) in enumerate(zip(panels, q2.RATES)):
+        runs = q2.network(results, "maxpool", rate, epochs)
+        losses = [[row["train_loss"] for row in run["epochs"]] for run in runs]
+        accuracies = [[row["val_accuracy"] for row in run["epochs"]] for run in runs]
+        band(left, x, losses, f"C{i}")
+        band(axes, x, accuracies, f"C{i}", linewidth=1.0)
+        axes.set(ylim=(0, 1))
+        axes.set_title(f"rate {rate}", fontsize=8, color=f"C{i}")
+    left.set_ylabel("Training loss", fontsize=7)
+    left.set_ylim(bottom=0)
+    panels[0].set_ylabel("Validation accuracy", fontsize=7)
+    for axes in (left, *panels):
+        axes.set(xlabel="Epoch", xticks=np.linspace(0, n_epochs, 4))
+        axes.grid(alpha=0.3)
+    utils.save_figure(figure, out, f"CNN-rates{epochs}-seeds", source_of(runs[0]))
+
+
+CURVES = {  # a panel for each: what is drawn in it, in which colour and line
+    "Loss (nats per token)": {"val_loss": ("C0", "-"), "train_loss": ("C1", "--")},
+    "Similarity on validation": {
+        "damerau_levenshtein": ("C0", "-"),
+        "jaccard": ("C1", "--"),
+        "cosine": ("C2", ":"),
+    },
+    "Error rate on validation": {"wer": ("C3", "-"), "cer": ("C4", "--")},
+}
+LABELS = {"val_loss": "validation", "train_loss": "training", **SCORES}
+
+
+def draw_curves(results, out):
+    """Q3.1, Q3.2: losses, similarities and error rates after each epoch, a row for each decoder."""
+    figure, rows = utils.pyplot().subplots(
+        2, 3, figsize=(6.8, 3.8), sharex=True, sharey="col", layout="constrained"
+    )
+    for panels, (decoder, title) in zip(rows, NAMES.items()):
+        runs = q3.full_runs(results, decoder)
+        without = results[f"q3-{decoder}-full-handed-out"]["epochs"]
+        for axes, (ylabel, curves) in zip(panels, CURVES.items()):
+            for key, (colour, style) in curves.items():
+                values = [[row[key] for row in run["epochs"]] for run in runs]
+                x = range(1, len(values[0]) + 1)
+                band(axes, x, values, colour, linestyle=style, label=LABELS[key])
+            if "wer" not in curves:  # the error rates without the aids would hide all others
+                first = [row[next(iter(curves))] for row in without]
+                axes.plot(x, first, color="gray", linewidth=0.8, label="without the aids")
+            axes.set_ylabel(ylabel, fontsize=7)
+            axes.grid(alpha=0.3)
+        panels[1].set_title(f"{title} decoder", fontsize=9)
+    legend = {"fontsize": 7, "handlelength": 1.8, "ncols": 2, "columnspacing": 1}
+    for axes in rows[1]:
+        axes.set_ylim(bottom=0)  # in both rows: they share it
+        axes.set_xlabel("Epoch")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.36), frameon=False, **legend)
+    utils.save_figure(figure, out, "q3-full-curves", source_of(runs[0]))
+
+
+def draw_clips(results, out):
+    """Q3.3: how the test clips fall out for both decoders."""
+    figure, panels = utils.pyplot().subplots(1, 3, figsize=(6.8, 2.05), layout="constrained")
+    left, middle, right = panels
+    pairs = q3.clip_pairs(results)
+
+    edges = np.linspace(-0.525, 0.525, 22)
+    leads = [np.clip(q3.lead_of(p), -0.5, 0.5) for p in pairs]
+    counts = np.array([np.histogram(lead, edges)[0] for lead in leads])
+    centres = (edges[1:] + edges[:-1]) / 2
+    left.bar(centres, counts.mean(axis=0), width=0.045, color="dimgray")
+    left.axvline(0, color="black", linewidth=0.6)
+    left.set(yscale="log", xlabel="Transformer − LSTM", ylabel="Test clips (log scale)")
+
+    limits = np.linspace(0.2, 1, 161)
+    for column, (decoder, title) in enumerate(NAMES.items()):
+        shares = [[(p[:, column] < limit).mean() for limit in limits] for p in pairs]
+        band(middle, limits, shares, COLOURS[decoder], label=title)
+
+        runs = q3.full_runs(results, decoder)
+        groups = np.array_split(np.sort(runs[0]["clips"]["seconds"]), 8)
+        seconds = [group.mean() for group in groups]
+        similarities = [q3.by_length(run, 8) for run in runs]
+        dots = {"marker": "o", "markersize": 3}
+        band(right, seconds, similarities, COLOURS[decoder], label=title, **dots)
+    middle.set(
+        yscale="log", ylim=(1e-4, 1.3), xlabel="Similarity", ylabel="Share of clips below it"
+    )
+    right.set(xlabel="Length of the clip (s)", ylabel="Mean similarity")
+    for axes in (middle, right):
+        axes.legend(frameon=False)
+    for axes in panels:
+        axes.grid(alpha=0.3)
+    utils.save_figure(figure, out, "q3-full-clips", source_of(runs[0]))
+
+
+def draw_derailed(results, out):
+    """Q3.3: where cross-attention listens while a text goes wrong, and while it goes right."""
+    titles = ("LSTM: a loop", "transformer: the same", "transformer: a loop", "LSTM: a jump")
+    maps = results["q3-derailed"]["maps"]
+    figure, panels = utils.pyplot().subplots(1, 4, figsize=(7.2, 2.7), layout="constrained")
+    for axes, title, shown in zip(panels, titles, maps):
+        weights = np.array(shown["percent"]) / 100  # (letters, time)
+        extent = (0, shown["seconds"], -0.5, len(weights) - 0.5)
+        options = {"origin": "lower", "aspect": "auto", "cmap": "Blues"}
+        axes.imshow(weights, extent=extent, norm=PowerNorm(0.45, vmin=0, vmax=0.8), **options)
+        places, labels = labels_of(shown["written"][: len(weights)])
+        axes.set_yticks(places, labels, fontsize=6.5)
+        axes.set(xlabel="Time in the clip (s)", xticks=range(0, int(shown["seconds"]) + 1, 2))
+        axes.set_title(title, fontsize=8)
+    utils.save_figure(figure, out, "q3-full-derailed", source_of(results["q3-derailed"]))
+
+
+def labels_of(text, n_labels=20):
+    """(places, labels) along a text: its letters, or in a long one some of its words."""
+    if len(text) < 30:
+        return range(len(text)), list(text.replace(" ", "␣"))
+    words = []
+    for word in re.finditer(r"\S+", text):
+        if not words or word.start() - words[-1].start() >= len(text) / n_labels:
+            words.append(word)
+    return [word.start() for word in words], [word.group() for word in words]

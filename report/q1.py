@@ -1,0 +1,153 @@
+"""Question 1: the numbers that q1.typ and its table show, from results/q1.json."""
+
+from itertools import pairwise
+
+from q1_linear_attention import reduced_feature_dim, taylor_exp
+from q1_measure import METHODS
+from report.lib import bytes_text, extent, listing, percent, signed, whole
+
+import numpy as np
+from scipy import stats
+
+
+def numbers(results):
+    q1, faults = results["q1"], results["q1-faults"]["rows"][-1]
+    dims = q1["config"]["dims"]
+    D, L = dims[-1], common_length(q1)
+    linear, fused = curve(q1, "linear", D), curve(q1, "softmax, fused", D)
+    three = next(row for row in q1["approximation"] if row["n_terms"] == 3)
+    errors = list(zip(three["score_scale"], three["error"]))
+    even = [row for row in q1["approximation"] if row["n_terms"] % 2 == 0]
+    crossings = [row for row in q1["crossover"] if row["against"] == "softmax, fused"]
+    (many_heads,) = q1["many_heads_crossover"]
+    scores = np.linspace(-5, 5, 100_001)
+    near = scores[np.abs(taylor_exp(scores, 3) / np.exp(scores) - 1) <= 0.1]
+
+    def slopes(method):
+        return listing(fitted_slope(curve(q1, method, D)) for D in dims)
+
+    return {
+        "processor": q1["environment"]["processor"],
+        "threads": q1["environment"]["threads"],
+        "rounds": q1["config"]["rounds"],
+        "dims": listing(dims),
+        "D": D,
+        "L": whole(L),
+        "longest": whole(fused["seq_lens"][-1]),
+        "near_from": signed(min(near), 1),
+        "near_to": signed(max(near), 1),
+        "floor_of_five": f"{min(taylor_exp(scores, 5)):.2f}",
+        "small_scores": q1["weights"][0]["score_scale"],
+        "large_scores": q1["weights"][1]["score_scale"],
+        "n_identities": len({row["D"] for row in q1["identities"]}),
+        "identity_error": power(max(max(r["full"], r["reduced"]) for r in q1["identities"])),
+        "features_reduced": whole(reduced_feature_dim(D)),
+        "smallest_score": errors[0][0],
+        "smallest_error": power(errors[0][1]),
+        "good_until": max(scale for scale, error in errors if error < 0.01),
+        "fair_until": max(scale for scale, error in errors if error < 0.1),
+        "largest_score": f"{errors[-1][0]:g}",
+        "largest_error": f"{errors[-1][1]:.1f}",
+        "most_negative": percent(max(max(row["negative_weights"]) for row in even)),
+        "refused": listing(row["n_terms"] for row in even if None in row["error"]),
+        "slopes_linear": slopes("linear"),
+        "slopes_fused": slopes("softmax, fused"),
+        "slope_lengths": extent(linear["slope_lengths"]),
+        "slope_lengths_plain": extent(curve(q1, "softmax, plain", D)["slope_lengths"]),
+        "growth_by_D": [extent(factors, ".1f") for factors in growth_by_D(q1)],
+        "growth_by_count": [f"{factor:.1f}" for factor in growth_by_count(q1)],
+        "fused_bytes": bytes_text(at_length(fused, L, "peak_bytes")),
+        "memory_row": bytes_text(4 * D * reduced_feature_dim(D)),
+        "faults": whole(round(faults["given_back"])),
+        "faults_kept": f"{faults['kept']:.0f}",
+        "faults_at": whole(faults["L"]),
+        "faster": f"{at_length(fused, L, 'seconds') / at_length(linear, L, 'seconds'):.1f}",
+        "faster_by_count": f"{L / reduced_feature_dim(D):.1f}",
+        "fused_longest": time_text(fused["seconds"][-1]),
+        "linear_longest": time_text(linear["seconds"][-1]),
+        "crossings": listing(whole(row["measured"]) for row in crossings),
+        "crossings_by_count": listing(whole(row["predicted"]) for row in crossings),
+        "many_heads": many_heads["heads"],
+        "many_heads_crossing": whole(many_heads["measured"]),
+        "many_heads_L": whole(many_heads["seq_len"]),
+        "many_heads_faster": f"{many_heads['gain']:.1f}",
+        "linear_bytes": bytes_text(linear["peak_bytes"][-1]),
+        "state": whole(reduced_feature_dim(D) * (D + 1)),
+        "rows": table_rows(q1),
+    }
+
+
+def power(x):
+    """4.7e-14 -> "4.7 × 10⁻¹⁴"."""
+    digits, exponent = f"{x:.1e}".split("e")
+    raised = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    return f"{digits} × 10{str(int(exponent)).translate(raised)}"
+
+
+def time_text(seconds):
+    if seconds < 0.1:
+        return f"{1000 * seconds:.1f} ms"
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min"
+
+
+def curve(q1, method, D):
+    """The measurement of one method at one head size."""
+    return next(row for row in q1["scaling"] if (row["method"], row["D"]) == (method, D))
+
+
+def at_length(row, L, key):
+    return row[key][row["seq_lens"].index(L)]
+
+
+def common_length(q1):
+    """The longest length that every method was measured at."""
+    return min(row["seq_lens"][-1] for row in q1["scaling"] if row["seq_lens"])
+
+
+def fitted_slope(row):
+    """The slope of log time against log length, and the standard error of its fit."""
+    n = len(row["slope_lengths"])
+    fit = stats.linregress(np.log(row["slope_lengths"]), np.log(row["seconds"][-n:]))
+    return f"{fit.slope:.2f}\u00a0±\u00a0{fit.stderr:.2f}"
+
+
+def growth_by_D(q1):
+    """By which factors linear attention's time grows from one head size to the next: a row for each
+    step, with a factor for each length that the slope is fitted to.
+    """
+    rows = []
+    for small, big in pairwise(curve(q1, "linear", D) for D in q1["config"]["dims"]):
+        lengths = small["slope_lengths"]
+        times = [[at_length(row, L, "seconds") for L in lengths] for row in (small, big)]
+        rows.append([b / a for a, b in zip(*times)])
+    return rows
+
+
+def growth_by_count(q1):
+    """The same by counting products: a factor for each step."""
+    products = [D * reduced_feature_dim(D) for D in q1["config"]["dims"]]
+    return [big / small for small, big in pairwise(products)]
+
+
+def table_rows(q1):
+    """The table of measurements: method, D, slope, time, memory, wins from, by count."""
+    L = common_length(q1)
+    crossings = {(row["against"], row["D"]): row for row in q1["crossover"]}
+    rows = []
+    for D in q1["config"]["dims"]:
+        for method in METHODS:
+            row = curve(q1, method, D)
+            cells = [method, str(D), "–", "–", "–", "", ""]
+            if row["slope"]:
+                cells[2] = fitted_slope(row)
+            if L in row["seq_lens"]:
+                cells[3] = time_text(at_length(row, L, "seconds"))
+                cells[4] = bytes_text(at_length(row, L, "peak_bytes"))
+            if crossing := crossings.get((method, D)):
+                cells[5:] = whole(crossing["measured"]), whole(crossing["predicted"])
+            rows.append(cells)
+    return rows

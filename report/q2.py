@@ -1,0 +1,302 @@
+"""Question 2: the numbers that q2.typ and its tables show, from results/q2-*.json.
+
+Runs of 15 epochs have plain names, such as "pool"; those of 150 epochs end in "150".
+"""
+
+import math
+from statistics import mean
+
+import utils
+from report.lib import (
+    average,
+    difference,
+    interval,
+    last,
+    listing,
+    matching,
+    percent,
+    signed,
+    spread,
+    test,
+    welch,
+    whole,
+)
+
+import numpy as np
+from scipy import stats
+
+RATES = ("0.1", "0.01", "0.001")
+DRUSEN, NORMAL = utils.OCT_CLASSES.index("drusen"), utils.OCT_CLASSES.index("normal")
+
+
+def numbers(results):
+    short, long = search(results), search(results, "-epochs150")
+    runs = networks(results)
+    n_images = short["data"]["counts"]
+    shares = {split: class_shares(short, split) for split in ("train", "val", "test")}
+    numbers = {
+        "n_seeds": len(runs["pool"]),
+        **{f"n_{split}": whole(n) for split, n in n_images.items()},
+        "n_images": whole(sum(n_images.values())),
+        "batch_size": short["config"]["batch_size"],
+        "updates_an_epoch": updates(short) // short["config"]["epochs"],
+        "updates_short": whole(updates(short)),
+        "updates_long": whole(updates(long)),
+        "rate_short": f"{short['best']['learning_rate']:g}",
+        "rate_long": f"{long['best']['learning_rate']:g}",
+        "parameters": whole(short["parameters"]),
+        "products_pool": whole(runs["pool"][0]["multiply_accumulates"]),
+        "products_strided": whole(runs["strided"][0]["multiply_accumulates"]),
+        "loss_of_shares": f"{loss_of_shares(short):.3f}",
+        "largest_share_val": f"{max(shares['val']):.3f}",
+        "largest_share_test": f"{max(shares['test']):.3f}",
+        "percent_normal_val": percent(shares["val"][NORMAL]),
+        "class_rows": class_rows(short),
+        "rows": rate_rows(results, ""),
+        "rows150": rate_rows(results, "-epochs150"),
+        "compared_rows": compared_rows(runs),
+        "network_rows": network_rows(runs),
+    }
+    for name, rate in zip(("high", "middle", "low"), RATES):
+        for end, epochs in (("", ""), ("150", "-epochs150")):
+            numbers[name + end] = scores_of(network(results, "maxpool", rate, epochs))
+    numbers |= {name: scores_of(found) for name, found in runs.items()}
+    return {**numbers, **break_down(results, long), **comparisons(runs, short)}
+
+
+# ------------------------------------------------------------------------------------ runs, by name
+def search(results, epochs=""):
+    """The search over learning rates; `epochs`: the end of its name, "" or "-epochs150"."""
+    return results[f"q2-search{epochs}"]
+
+
+def network(results, name, rate, epochs=""):
+    """The runs of one network at one rate, in the order of their seeds."""
+    return matching(results, rf"q2-{name}-lr{rate}-seed\d+{epochs}")
+
+
+def networks(results):
+    """The runs that Q2.2 and Q2.3 compare, at the rates that were chosen with max-pooling; "_fast":
+    at the largest rate.
+    """
+    found = {}
+    for epochs, end in (("", ""), ("-epochs150", "150")):
+        rate = search(results, epochs)["best"]["learning_rate"]
+        for name, title in (("pool", "maxpool"), ("strided", "strided"), ("average", "avgpool")):
+            found[name + end] = network(results, title, rate, epochs)
+    found["pool150_fast"] = network(results, "maxpool", RATES[0], "-epochs150")
+    found["strided150_fast"] = network(results, "strided", RATES[0], "-epochs150")
+    return found
+
+
+# ------------------------------------------------------------------------------- what runs measured
+def scores_of(runs):
+    """What the text says of the runs of one network at one rate."""
+    return {
+        "loss": average(last(runs, "train_loss")),
+        "val": spread(last(runs, "val_accuracy")),
+        "val_mean": average(last(runs, "val_accuracy")),
+        "test": spread(test(runs, "accuracy")),
+        "test_mean": average(test(runs, "accuracy")),
+        "drusen_as_normal": average([row[DRUSEN][NORMAL] for row in test(runs, "confusion")], 0),
+    }
+
+
+def measures(runs):
+    """{what the tables show: its value in each run}."""
+    return {
+        "training loss": last(runs, "train_loss"),
+        "validation": last(runs, "val_accuracy"),
+        "test": test(runs, "accuracy"),
+        "test AUC": test(runs, "auc"),
+    }
+
+
+def recalls(runs):
+    """{class: the share of its test images that each run finds}."""
+    tables = test(runs, "confusion")
+    classes = enumerate(utils.OCT_CLASSES)
+    return {name: [table[k][k] / sum(table[k]) for table in tables] for k, name in classes}
+
+
+def shifted(runs, n):
+    """Each run's test accuracy where all images are moved by n pixels."""
+    return [accuracies[n] for accuracies in test(runs, "accuracy_shifted")]
+
+
+def updates(search):
+    batches = math.ceil(search["data"]["counts"]["train"] / search["config"]["batch_size"])
+    return search["config"]["epochs"] * batches
+
+
+# --------------------------------------------------------------------------------- mixes of classes
+def class_shares(search, split):
+    counts = np.array(search["data"]["class_counts"][split])
+    return counts / counts.sum()
+
+
+def loss_of_shares(search):
+    """The loss of a network that looks at no image and gives each class its share."""
+    return stats.entropy(class_shares(search, "train"))
+
+
+def reweighted(search, runs):
+    """The accuracy that the recalls on test give with the validation split's mix of classes, and
+    the standard error that so few images leave.
+    """
+    found = [mean(values) for values in recalls(runs).values()]
+    accuracy = np.average(found, weights=class_shares(search, "val"))
+    return accuracy, math.sqrt(accuracy * (1 - accuracy) / search["data"]["counts"]["val"])
+
+
+# ----------------------------------------------------------------------- Q2.1: runs that break down
+def collapsed(runs, search):
+    """The runs that had learned and then fell back to the loss of naming a class unseen."""
+    floor = loss_of_shares(search)
+    found = []
+    for run in runs:
+        losses = [row["train_loss"] for row in run["epochs"]]
+        if losses[-1] > 0.9 * floor and min(losses) < floor / 2:
+            found.append(run)
+    return found
+
+
+def break_down(results, search):
+    """The 150 epochs at the largest rate: which runs broke down, and how the others did; Fisher's
+    test that as many break down at the middle rate.
+    """
+    high, middle = (network(results, "maxpool", rate, "-epochs150") for rate in RATES[:2])
+    fallen = collapsed(high, search)
+    n_fallen = [len(fallen), len(collapsed(middle, search))]
+    n_others = [len(high) - n_fallen[0], len(middle) - n_fallen[1]]
+    lowest = [min(row["train_loss"] for row in run["epochs"]) for run in fallen]
+    accuracies = last(middle, "val_accuracy"), last(high, "val_accuracy")
+    return {
+        "middle_over_high": difference(*accuracies),
+        "n_fallen": n_fallen[0],
+        "p_fallen": f"{stats.fisher_exact([n_fallen, n_others]).pvalue:.2f}",
+        "val_of_fallen": listing(f"{value:.3f}" for value in last(fallen, "val_accuracy")),
+        "lowest_of_fallen": listing(f"{loss:.2f}" for loss in lowest),
+        "others": scores_of([run for run in high if run not in fallen]),
+    }
+
+
+# -------------------------------------------------------------------- Q2.2, Q2.3: networks compared
+COMPARED = ("pool150", "average150", "strided150")
+
+
+def comparisons(runs, search):
+    """Differences between the networks, with their intervals."""
+    accuracy = {name: test(found, "accuracy") for name, found in runs.items()}
+    pool, strided = mean(accuracy["pool"]), mean(accuracy["strided"])
+    n_test = search["data"]["counts"]["test"]
+    expected, error = reweighted(search, runs["pool"])
+    best, middle, least = (np.array(accuracy[name]) for name in COMPARED)
+    share, ends = share_with_interval(best - middle, best - least)
+    return {
+        "recalls": listing(average(values) for values in recalls(runs["pool"]).values()),
+        "reweighted": f"{expected:.3f}",
+        "error_of_val": f"{error:.3f}",
+        "lead_size": f"{pool - strided:.3f}",
+        "lead": difference(accuracy["pool"], accuracy["strided"]),
+        "lead_val": difference(*(last(runs[n], "val_accuracy") for n in ("pool", "strided"))),
+        "lead_over_images": interval(*over_images(pool, strided, n_test)),
+        "lead150": difference(accuracy["pool150"], accuracy["strided150"]),
+        "reversed": difference(accuracy["strided150_fast"], accuracy["pool150_fast"]),
+        "selecting": difference(accuracy["pool150"], accuracy["average150"]),
+        "selecting_short": difference(accuracy["pool"], accuracy["average"]),
+        "selecting_short_size": f"{pool - mean(accuracy['average']):.3f}",
+        "looking": difference(accuracy["average150"], accuracy["strided150"]),
+        "looking_short": difference(accuracy["average"], accuracy["strided"]),
+        "share_selecting": percent(share),
+        "share_interval": " to ".join(map(percent, ends)),
+        "shift_changes": [shift_change(runs, n) for n in (1, 2, 3)],
+    }
+
+
+def over_images(a, b, n):
+    """95 % interval of the difference of two accuracies that the choice of n images leaves, the two
+    networks' answers taken as independent.
+    """
+    error = math.sqrt(a * (1 - a) / n + b * (1 - b) / n)
+    return a - b - 1.96 * error, a - b + 1.96 * error
+
+
+def share_with_interval(parts, wholes):
+    """The share mean(parts) / mean(wholes) of paired values, and Fieller's 95 % interval for it.
+
+    The interval holds every share r that a paired t test of parts - r * wholes does not reject:
+
+        mean(parts - r wholes)^2 <= t^2 / n * variance(parts - r wholes),
+
+    which is a r^2 - 2 b r + c <= 0 with the a, b and c below.
+    """
+    n = len(parts)
+    part, whole = np.mean(parts), np.mean(wholes)
+    variances = np.cov(parts, wholes)  # (2, 2)
+    k = stats.t.ppf(0.975, n - 1) ** 2 / n
+    a = whole**2 - k * variances[1, 1]
+    b = part * whole - k * variances[0, 1]
+    c = part**2 - k * variances[0, 0]
+    width = math.sqrt(b**2 - a * c)
+    return part / whole, ((b - width) / a, (b + width) / a)
+
+
+def shift_change(runs, n):
+    """By how much max-pooling's lead over strides changes where all images are moved."""
+    still, moved = (
+        [np.array(shifted(runs[name], pixels)) for name in ("pool150", "strided150")]
+        for pixels in (0, n)
+    )
+    return difference(moved[0] - still[0], moved[1] - still[1])
+
+
+# ------------------------------------------------------------------------------------------- tables
+def class_rows(search):
+    """The number of images of each class, a row for each split."""
+    rows = []
+    for split, title in (("train", "training"), ("val", "validation"), ("test", "test")):
+        found = search["data"]["class_counts"][split]
+        rows.append([title, *map(str, found), whole(sum(found))])
+    return rows
+
+
+def rate_rows(results, epochs):
+    """The search over the rates, Q2.1's answer in bold; last the network that does not look."""
+    found = search(results, epochs)
+    rows = []
+    for rate in found["config"]["learning_rate"]:
+        runs = network(results, "maxpool", f"{rate:g}", epochs)
+        cells = [str(found["config"]["epochs"]), f"{rate:g}"]
+        cells += map(spread, measures(runs).values())
+        if not epochs and rate == found["best"]["learning_rate"]:
+            cells = [f"*{cell}*" for cell in cells]
+        rows.append(cells)
+    naming = [f"{max(class_shares(found, split)):.3f}" for split in ("val", "test")]
+    rows.append(["", "_image not seen_", f"{loss_of_shares(found):.3f}", *naming, "0.500"])
+    return rows
+
+
+def compared_rows(runs):
+    """Q2.2: both networks after 15 epochs, and after 150 at two rates; Q2.3's control after 15."""
+    titles = {"pool": "max-pool", "strided": "strided", "average": "average pooling (Q2.3)"}
+    rows = []
+    for name, found in runs.items():
+        if name != "average150":  # that is in network_rows
+            config, title = found[0]["config"], titles[name.partition("150")[0]]
+            setting = f"{config['epochs']}, {config['learning_rate']:g}"
+            rows.append([setting, title, *map(spread, measures(found).values())])
+    return rows
+
+
+def network_rows(runs):
+    """Q2.3: what is measured, for each of the three networks, and max-pooling less strides."""
+    groups = [runs[name] for name in COMPARED]
+    products = [whole(group[0]["multiply_accumulates"]) for group in groups]
+    rows = [["products", *products, ""]]
+    found = [{**measures(group), **recalls(group)} for group in groups]
+    for title in found[0]:
+        values = [measured[title] for measured in found]
+        size, *ends = welch(values[0], values[2])
+        rows.append([title, *map(spread, values), f"{signed(size)} ({interval(*ends)})"])
+    return rows

@@ -1,0 +1,104 @@
+"""Write what the committed results say into README and into the model's card."""
+
+import runs
+from report import lib, q1, q2, q3
+from report.lib import bytes_text, interval, whole
+from runs import UserError
+
+
+def result_rows(results):
+    """README's table: question, result, data."""
+    first, second, third = q1.numbers(results), q2.numbers(results), q3.numbers(results)
+    images = results["q2-search"]["data"]["source"]
+    speech = q3.full_runs(results, "lstm")[0]["data"]["source"]
+    text = f"`linear_attention` {first['faster']} times as fast as fused softmax attention "
+    text += f"(one head, D = {first['D']}, L = {first['L']})"
+    rows = [["Q1", text, "random numbers"]]
+    for name, title in (("pool", "max-pooling"), ("strided", "strides")):
+        text = f"{title}, rate {second['rate_short']}: accuracy {second[name]['val']} validation, "
+        rows.append(["Q2", text + f"{second[name]['test']} test", images])
+    for decoder, title in q3.NAMES.items():
+        text = f"{title}: similarity {third[decoder]['damerau_levenshtein']}, "
+        rows.append(["Q3", text + f"WER {third[decoder]['wer']}", speech])
+    scores = results["q3-model"]["recordings"]["clips as they are"]
+    text = "the model of `transcribe.py`: "
+    text += f"similarity {scores['damerau_levenshtein']:.3f}, WER {scores['wer']:.3f}"
+    rows.append(["Q3", text, results["q3-model"]["data"]["source"]])
+    return rows
+
+
+def sentence_of_times(times):
+    """README's sentence on how long its two commands take."""
+    run, test = (f"{times['seconds'][name] / 60:.1f}" for name in ("run", "test"))
+    kind = "with" if times["bf16"] else "without"
+    return (
+        f"From a fresh clone, installation included, `make run` took {run} minutes and `make test` "
+        f"{test} (one run each; {times['environment']['processor']}, {kind} bfloat16 products)."
+    )
+
+
+def model_rows(model):
+    """The model's card: scores on each kind of recordings."""
+    named = {
+        "clips as they are, greedy as the assignment asks": model["test"]["greedy"],
+        "clips as they are, search without the model of letters": model["test"]["beam"],
+        **model["recordings"],
+    }
+    rows = []
+    for name, scores in named.items():
+        similarity = f"{scores['damerau_levenshtein']:.3f} ({interval(*scores['interval'])})"
+        rates = f"{scores['wer']:.3f}", f"{scores['cer']:.3f}"
+        rows.append([name, str(scores["n"]), similarity, *rates])
+    return rows
+
+
+def model_facts(model):
+    """The model's card: what it is, what it learned from, and how it was made."""
+    trained, machine = model["trained"], model["environment"]
+    start = trained["started_from"]["data"]
+    machine = f"{machine['processor']}; threads: {machine['threads']}"
+    return [
+        ["parameters, without the CTC layer", whole(trained["parameters"])],
+        ["size", bytes_text(model["bytes"])],
+        ["trained first on", f"{whole(start['counts']['train'])} clips ({start['source']})"],
+        ["then on", f"{trained['data']['counts']['train']} clips ({trained['data']['source']})"],
+        ["scored on", model["data"]["source"]],
+        ["a minute of speech takes", f"{model['seconds_per_minute']:.0f} s ({machine})"],
+        ["trained by", f"`{trained['command']}`"],
+        ["scored by", f"`{model['command']}`"],
+    ]
+
+
+def table(header, rows):
+    """The lines of a Markdown table."""
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def write_between(path, **blocks):
+    """Write {name: lines} into a Markdown file, each between its two markers of that name."""
+    text = path.read_text(encoding="utf-8")
+    for name, lines in blocks.items():
+        begin, end = f"<!-- {name}: written by make readme -->", f"<!-- end of {name} -->"
+        before, found_begin, rest = text.partition(begin)
+        _, found_end, after = rest.partition(end)
+        if not found_begin or not found_end:
+            raise UserError(f"{path} has lost the markers around its {name}; restore them.")
+        text = "\n".join([before + begin, *lines, end + after])
+    with runs.write_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def main(args):
+    results = lib.read_results(lib.ROOT / "report")
+    rows = table(["question", "result", "data"], result_rows(results))
+    times = [sentence_of_times(results["times"])]
+    write_between(lib.ROOT / "README.md", times=times, results=rows)
+
+    header = ["recordings", "how many", "similarity", "word error rate", "letter error rate"]
+    scores = table(header, model_rows(results["q3-model"]))
+    facts = table(["", ""], model_facts(results["q3-model"]))
+    write_between(lib.ROOT / "report" / "models" / "README.md", facts=facts, scores=scores)
+
+
+if __name__ == "__main__":
+    runs.run_script(main, runs.ArgumentParser(__doc__))

@@ -1,7 +1,7 @@
-# The commands of this repository; every line only runs a script. `make help` lists them.
+# The commands of this repository; each only runs a script. `make help` lists them.
 #
 # These variables can be given, as in `make q2 DATA=data ARGS="-epochs 5"`; the environment does not
-# count. ARGS holds the flags of a script, or the parameters of Question 3's notebook.
+# count. ARGS holds the flags of a script or of pytest, or the parameters of Q3's notebook.
 DATA := sample
 OUT := build/$(notdir $(abspath $(DATA)))
 ARGS :=
@@ -10,7 +10,7 @@ METADATA :=
 PYTHON := python3
 PY := .venv/bin/python
 
-# What would be ignored is refused: each target, and what can be given to it.
+# A variable that a target would ignore is refused. These are the ones that each target reads.
 READ_BY_q1 := OUT ARGS
 READ_BY_q2 := DATA OUT ARGS
 READ_BY_q3 := DATA OUT ARGS
@@ -18,12 +18,14 @@ READ_BY_run := DATA OUT
 READ_BY_transcribe := WAV
 READ_BY_model := METADATA DATA
 READ_BY_report := OUT
+READ_BY_test := ARGS
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 READ := PYTHON $(foreach goal,$(MAKECMDGOALS),$(READ_BY_$(goal)))
 UNREAD := $(filter-out $(READ),$(GIVEN))
-$(if $(UNREAD),$(error make $(MAKECMDGOALS) does not read $(UNREAD); flags go into ARGS, as in make q2 ARGS="-epochs 5" or make q3 ARGS="epochs=5"))
+HINT := flags go into ARGS, as in make q2 ARGS="-epochs 5" or make q3 ARGS="epochs=5"
+$(if $(UNREAD),$(error make $(MAKECMDGOALS) does not read $(UNREAD); $(HINT)))
 
-# Some containers set this: then every start compiles torch and its relatives anew, for 4 to 15 s.
+# Where this is set, as in some containers, every start compiles torch anew: 4 to 15 s.
 unexport PYTHONDONTWRITEBYTECODE
 
 # Where DATA is the sample, it is made first.
@@ -41,18 +43,18 @@ help:  ## list the targets
 	@awk -F ':.*## *' '/^[a-z0-9]+:.*##/ {printf "%-12s%s\n", $$1, $$2}' Makefile
 	@echo "Variables: DATA=$(DATA) OUT=$(OUT) ARGS=; real data: make data, then make run DATA=data"
 
-# The sample is small: Question 1 is measured at short lengths there, and seven epochs of small
-# batches, at a higher rate, teach Question 3 its words.
+# With the sample, Question 1 is measured at short lengths, and Question 3 trains with small batches
+# at a higher rate, so that seven epochs are enough to learn its words.
 ifeq ($(DATA),sample)
 run: Q1_ARGS := -seq_lens 256 512 1024 2048 4096
 run: Q3_ARGS := epochs=7 batch_size=8 learning_rate=0.0015
 endif
-run: q1 q2 q3  ## everything that exists, on DATA into OUT (default: the sample, which it makes)
+run: q1 q2 q3  ## all three questions and a sheet of results, on DATA into OUT
 	"$(PY)" -m report.make -out "$(OUT)"
 	@echo "Done. Figures: $(OUT)/figures/  Notebook: $(OUT)/hw2-q3.ipynb"
 
-test: .venv/ready  ## the tests
-	"$(PY)" -m pytest
+test: .venv/ready-dev  ## the tests (ARGS: flags of pytest)
+	"$(PY)" -m pytest $(ARGS)
 
 data: .venv/ready  ## fetch the real OCTMNIST (55 MB) and LJ Speech (2.6 GB) into data/
 	"$(PY)" download_octmnist.py -root data
@@ -70,15 +72,14 @@ q1: .venv/ready  ## Question 1
 	"$(PY)" q1_linear_attention.py
 	"$(PY)" q1_measure.py -out "$(OUT)" $(Q1_ARGS) $(ARGS)
 
-q2: .venv/ready $(IMAGES)  ## Question 2: search three learning rates, then the strided network at the best
+q2: .venv/ready $(IMAGES)  ## Question 2: three learning rates, then the strided network at the best
 	"$(PY)" hw2-q2.py -data "$(DATA)" -out "$(OUT)" -learning_rate 0.1 0.01 0.001 $(ARGS)
 	"$(PY)" hw2-q2.py -data "$(DATA)" -out "$(OUT)" $(ARGS) -learning_rate best -no_maxpool
 
-q3: .venv/ready $(SPEECH)  ## Question 3: execute a copy of the notebook (ARGS="epochs=5 decoders=lstm")
+q3: .venv/ready $(SPEECH)  ## Question 3: execute a copy of the notebook (ARGS="epochs=5 seed=1")
 	@"$(PY)" -m tools.run_notebook data="$(DATA)" out="$(OUT)" $(Q3_ARGS) $(ARGS)
 
-notebook: .venv/ready $(SPEECH)  ## Question 3: open the notebook in JupyterLab, which is installed if need be
-	@"$(PY)" -c "import jupyterlab" 2>/dev/null || { $(call install,jupyterlab==4.6.6); }
+notebook: .venv/ready-dev $(SPEECH)  ## Question 3: open the notebook in JupyterLab
 	"$(PY)" -m jupyterlab hw2-q3.ipynb
 
 transcribe: .venv/ready  ## write down what is said in the sound file WAV=
@@ -89,8 +90,9 @@ demo: .venv/ready  ## speak into a page of the browser; gradio is installed if n
 	@"$(PY)" -c "import gradio" 2>/dev/null || { $(call install,gradio==6.31.0); }
 	"$(PY)" demo.py
 
-model: .venv/ready  ## the model that comes with the clone: METADATA= is spoken, DATA= has real clips
-	$(if $(and $(METADATA),$(filter-out sample,$(DATA))),,$(error give METADATA=metadata.csv, which is spoken, and DATA=folder with real clips))
+NEEDED_BY_model := METADATA=metadata.csv, which is spoken, and DATA=folder with real clips
+model: .venv/ready  ## make transcribe's model again: METADATA= is spoken, DATA= has real clips
+	$(if $(and $(METADATA),$(filter-out sample,$(DATA))),,$(error give $(NEEDED_BY_model)))
 	"$(PY)" -m tools.make_sample_data -only ljspeech -metadata "$(METADATA)" -out build/spoken
 	"$(PY)" -m tools.finetune -spoken build/spoken -data "$(DATA)" -out build/model
 	"$(PY)" -m tools.letters -metadata "$(METADATA)" -data "$(DATA)"
@@ -109,11 +111,11 @@ submission: .venv/ready  ## the zip to hand in; refuses until report/group.toml 
 	"$(PY)" -m report.submission
 
 bench: .venv/ready  ## speed, as ratios against plain reference loops measured in the same run
-	"$(PY)" tests/bench_q1.py
-	"$(PY)" tests/bench_q2.py
-	"$(PY)" tests/bench_q3.py
+	"$(PY)" -m bench.q1
+	"$(PY)" -m bench.q2
+	"$(PY)" -m bench.q3
 
-lint: .venv/ready  ## ruff, the notebook included
+lint: .venv/ready-dev  ## ruff, the notebook included
 	"$(PY)" -m ruff check .
 	"$(PY)" -m ruff format --check .
 
@@ -122,8 +124,13 @@ install = UV_HTTP_TIMEOUT=300 "$(PY)" -m uv pip install --quiet --python "$(PY)"
 	|| "$(PY)" -m pip install --quiet --disable-pip-version-check $1
 
 .venv/ready: requirements.txt
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=python3.11 ..." >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or later is needed: make PYTHON=python3.11 ..." >&2; exit 2; }
 	"$(PYTHON)" -m venv .venv
 	"$(PY)" -m pip install --quiet --disable-pip-version-check --only-binary :all: uv==0.13.9 || true
 	$(call install,-r requirements.txt)
+	@touch $@
+
+.venv/ready-dev: .venv/ready requirements-dev.txt
+	$(call install,-r requirements-dev.txt)
 	@touch $@

@@ -1,4 +1,4 @@
-"""What the tests share: scripts as modules, tiny datasets, running things as a person would."""
+"""What the tests share: running scripts as a person would, tiny datasets, plain decoding."""
 
 import math
 import os
@@ -16,14 +16,27 @@ import soundfile
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared" / "data"  # real data, where this checkout has it beside it
 POSIX = pytest.mark.skipif(os.name != "posix", reason="Windows has other signals and streams")
 
 
-def run_python(*words, cwd=ROOT, **options):
-    """Run this Python with these words; returns the completed process, its output as text.
+def pytest_addoption(parser):
+    about = "folder with real data: some clips in LJSpeech-1.1/, ljspeech_metadata_full.csv"
+    parser.addoption("--real-data", type=Path, metavar="FOLDER", help=about)
 
-    Ctrl-C reaches it even where these tests run in the background, with SIGINT ignored.
+
+@pytest.fixture
+def real_data(request):
+    """The folder that --real-data names; without it the test is skipped."""
+    folder = request.config.getoption("--real-data")
+    if folder is None:
+        pytest.skip("needs real data: --real-data=FOLDER")
+    return (request.config.invocation_params.dir / folder).resolve()
+
+
+def run_python(*words, cwd=ROOT, **options):
+    """Run Python with these words; returns the completed process, with its output as text.
+
+    Interrupts reach it even where the tests run in the background and ignore them themselves.
     """
     return subprocess.run(
         [sys.executable, *map(str, words)],
@@ -36,7 +49,7 @@ def run_python(*words, cwd=ROOT, **options):
 
 
 def restore_interrupts():
-    """In a child: take signals as usual. Shells and `nohup` start programs that ignore some."""
+    """In the child process: handle signals as usual, even those that a shell or `nohup` ignores."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "SIGHUP"):  # not on Windows
@@ -49,7 +62,7 @@ def run_script(name, *arguments, **options):
 
 
 def assert_one_sentence(process):
-    """The house rule for bad input: exit status 2 and one sentence on stderr, no traceback."""
+    """Bad input ends with exit status 2 and one sentence on stderr, without a traceback."""
     assert process.returncode == 2, process.stderr
     assert len(process.stderr.strip().splitlines()) == 1, process.stderr
     assert "Traceback" not in process.stdout + process.stderr
@@ -57,13 +70,13 @@ def assert_one_sentence(process):
 
 # ---------------------------------------------------------------------------------- tiny datasets
 def oct_arrays(n_train=60, n_val=20, n_test=20, seed=0):
-    """MedMNIST's six arrays with easy classes: a bright band whose height is the class."""
+    """MedMNIST's six arrays; the height of a bright band is the class."""
     rng = np.random.default_rng(seed)
     arrays = {}
     for split, n in (("train", n_train), ("val", n_val), ("test", n_test)):
         labels = (np.arange(n) % 4).astype(np.uint8)[:, None]
         images = rng.integers(0, 60, (n, 28, 28), dtype=np.uint8)
-        for image, label in zip(images, labels[:, 0]):
+        for image, label in zip(images, labels[:, 0], strict=True):
             image[7 * label : 7 * label + 6] += 150
         arrays[f"{split}_images"] = images
         arrays[f"{split}_labels"] = labels
@@ -80,7 +93,7 @@ def oct_folder(tmp_path):
 
 
 def write_corpus(folder, n_clips=12):
-    """A corpus in LJ Speech's format: tones that stand for short texts."""
+    """Write a corpus in LJ Speech's format, with tones for clips; returns its folder."""
     root = folder / "LJSpeech-1.1"
     (root / "wavs").mkdir(parents=True)
     rows = []
@@ -97,7 +110,7 @@ def write_corpus(folder, n_clips=12):
 # ------------------------------------------------------------------------------ plain decoding
 @torch.no_grad()
 def letter_by_letter(decoder, z, longest):
-    """The tokens of greedy decoding of one clip, z (1, S, D): the whole text is read for each."""
+    """Greedy decoding of one clip, z (1, S, D), that reads the whole text again for each letter."""
     tokens = [START]
     while len(tokens) <= longest and tokens[-1] != STOP:
         logits = decoder(torch.tensor([tokens]), z)[0, -1]

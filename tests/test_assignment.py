@@ -7,21 +7,16 @@ from conftest import ROOT
 
 import pytest
 
-REQUESTS = {
+ANSWERS = {
     "q1_linear_attention.py": ["Q1.1", "Q1.2", "Q1.3", "Q1.4"],
     "hw2-q2.py": ["Q2.1", "Q2.2", "Q2.3", "get_number_trainable_params", "no_maxpool"],
     "hw2-q3.ipynb": [
+        *("Q3.1", "Q3.2", "Q3.3", "Q3.4"),
         *("Figure 1", "Figure 2a", "Figure 2b", "Appendix A", "Appendix B", "Appendix C"),
-        "## (a) Training the LSTM decoder (Q3.1)",
-        "## (b) Training the transformer decoder (Q3.2)",
-        "Q3.3",
-        "Q3.4",
     ],
-}
-HEADINGS = {
-    "report/q1.typ": ["1.1", "1.2", "1.3", "1.4"],
-    "report/q2.typ": ["2.1", "2.2", "2.3"],
-    "report/q3.typ": ["3.1", "3.2", "3.3", "3.4"],
+    "report/q1.typ": ["== Q1.1", "== Q1.2", "== Q1.3", "== Q1.4"],
+    "report/q2.typ": ["== Q2.1", "== Q2.2", "== Q2.3"],
+    "report/q3.typ": ["== Q3.1", "== Q3.2", "== Q3.3", "== Q3.4"],
 }
 
 
@@ -33,16 +28,10 @@ def text_of(name):
     return text
 
 
-@pytest.mark.parametrize("name, numbers", REQUESTS.items())
+@pytest.mark.parametrize("name, numbers", ANSWERS.items())
 def test_every_request_is_found_by_its_number(name, numbers):
     text = text_of(name)
     assert [number for number in numbers if number not in text] == []
-
-
-@pytest.mark.parametrize("name, numbers", HEADINGS.items())
-def test_the_report_has_a_heading_for_every_request(name, numbers):
-    headings = "\n".join(re.findall(r"^=+ .*", text_of(name), flags=re.M))
-    assert [number for number in numbers if number not in headings] == []
 
 
 @pytest.mark.parametrize("decoder, n_steps", [("Q3.1", 5), ("Q3.2", 6)])

@@ -1,4 +1,4 @@
-"""decoding.py: the CTC layer's vote, and the search. (test_q3.py has the fast decoder.)"""
+"""decoding.py: the CTC layer's vote and the beam search. (The KV cache: test_q3.py.)"""
 
 import itertools
 import math
@@ -29,7 +29,7 @@ def merged(alignment):
 
 
 def by_enumeration(log_p, text, goes_on):
-    """The log of the sum over all alignments whose text is this one, or that begin with it."""
+    """The log-probability of this text, or of all texts that begin so: a sum over alignments."""
     n_frames, n_tokens = log_p.shape
     total = 0.0
     for alignment in itertools.product(range(n_tokens), repeat=n_frames):
@@ -44,7 +44,7 @@ def test_prefix_scores_are_sums_over_alignments():
     log_p = torch.randn(5, 6).double().log_softmax(dim=-1)  # 7,776 alignments
 
     def check(scores, text):
-        """scores (V,) of `text` with each token behind it."""
+        """scores (V,): of `text` with each token appended."""
         assert scores[STOP].item() == by_enumeration(log_p, text, goes_on=False)
         for token in (3, 4, 5):
             assert scores[token].item() == by_enumeration(log_p, [*text, token], goes_on=True)
@@ -74,8 +74,8 @@ FOUR = (9, 10, 11, 12)  # a b c d
 
 
 def opinionated_model(seed):
-    """A model and a model of letters that hardly know other tokens than four letters, and differ
-    strongly on which of these comes next.
+    """A model and a model of letters that write only four letters, and disagree strongly about
+    which of these comes next.
     """
     torch.manual_seed(seed)
     model = small_model()
@@ -114,9 +114,9 @@ def votes_of_all_texts(model, english, features, longest):
 
 @VOTERS
 def test_a_wide_beam_finds_the_likeliest_text(with_letters):
-    """All texts of at most three of four letters, scored one by one; eight models and clips.
+    """Every text of up to three letters is scored, one by one, for eight models and clips.
 
-    The search must hear every vote: leaving one out would find other texts.
+    Every vote must matter: without one of them, other texts would have been likeliest.
     """
     found, without = [], {"decoder": [], "CTC": [], "letters": [], "bonus": []}
     for seed in range(8):
@@ -146,7 +146,7 @@ def test_a_wide_beam_finds_the_likeliest_text(with_letters):
 
 
 def test_a_text_that_falls_behind_at_first_may_still_win():
-    """By the bonus of the model of letters, for which "a" begins hardly any text, but goes on."""
+    """To the model of letters "a" is unlikely as the first letter, but likely after another one."""
     model = small_model()
     with torch.no_grad():
         model.decoder.to_logits.weight.zero_()

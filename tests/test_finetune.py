@@ -1,4 +1,4 @@
-"""tools/finetune.py: what is done to a clip, by hand, and both trainings on a tiny corpus."""
+"""tools/finetune.py: how clips are varied, by hand, and both trainings on a tiny corpus."""
 
 import math
 
@@ -11,7 +11,7 @@ import torch
 
 
 def test_pace_and_bands_by_hand():
-    """A ramp over time or bands tells where every frame and band came from."""
+    """The clip is a ramp over time or bands, so each value tells where it came from."""
     frames = torch.arange(100.0)[:, None].expand(100, 80)
     assert torch.equal(finetune.change_speed(frames, 1.0), frames)
     faster = finetune.change_speed(frames, 2.0)  # frame t is the mean of frames 2 t and 2 t + 1
@@ -20,7 +20,7 @@ def test_pace_and_bands_by_hand():
     bands = torch.arange(80.0).expand(5, 80)
     assert torch.equal(finetune.warp_bands(bands, 1.0, 0.0), bands)
     assert torch.allclose(finetune.warp_bands(bands, 0.5, 3.0), 0.5 * bands + 3.0)
-    assert finetune.warp_bands(bands, 2.0, 0.0)[0, 50:].eq(79).all()  # none is beyond the last
+    assert finetune.warp_bands(bands, 2.0, 0.0)[0, 50:].eq(79).all()  # the last one, again
 
 
 def test_echo_by_hand():
@@ -79,7 +79,7 @@ def test_both_trainings(tmp_path, monkeypatch):
     for name, tensor in runs.load_checkpoint(first)["model"].items():
         assert torch.equal(tensor, weights[name])
     assert not torch.equal(tuned["model"]["ctc.weight"], weights["ctc.weight"])
-    kept = q3.load_model(out / "finetuned" / "checkpoints" / "q3-transformer.pt")  # probe and all
+    kept = q3.load_model(out / "finetuned" / "checkpoints" / "q3-transformer.pt")  # asks the probe
     for split, told in (
         ("val", result["epochs"][result["kept_epoch"] - 1]),
         ("test", result["test"]),

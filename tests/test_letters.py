@@ -42,7 +42,7 @@ def test_only_training_transcripts_are_read(tmp_path):
 def test_it_learns_what_comes_next(tmp_path, capsys):
     write_corpus(tmp_path)
     texts = {f"LJ00{i}-0001": "abcde" * (1 + i) for i in range(1, 9)}
-    texts["LJ037-0300"] = "abcdeabcde"  # of validation
+    texts["LJ037-0300"] = "abcdeabcde"  # a validation clip
     write_metadata(tmp_path / "all.csv", texts)
     flags = ["-metadata", tmp_path / "all.csv", "-data", tmp_path, "-out", tmp_path / "out"]
     letters.main(letters.make_parser().parse_args([*map(str, flags), "-epochs", "60"]))

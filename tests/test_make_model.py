@@ -1,4 +1,4 @@
-"""tools/make_model.py: half the precision, scores of the file as it is, and what the card says."""
+"""tools/make_model.py: weights in half precision, their scores, and what the card says."""
 
 from dataclasses import asdict
 
@@ -70,7 +70,7 @@ def test_model_scores_and_card(tmp_path, checkpoint, monkeypatch):
         assert said in facts
 
     checkpoint.unlink()
-    make(*flags)  # the model is scored again without what it was made of
+    make(*flags)  # now the model that was written is scored again
     again = runs.load_result(tmp_path / "out", "q3-model")
     assert again["test"] == result["test"] and again["trained"] == result["trained"]
 

@@ -1,8 +1,8 @@
 """Q2's protocol: what the results files say, against a plain loop written with torch alone.
 
-The loop shares the network with hw2-q2.py, and nothing else. Train, validation and test differ in
-size, in their classes and in what is right: of the test images only the first ones of each class
-are labelled as in training, so that the network that learns best is the worst on them.
+The loop shares only the network with hw2-q2.py. The splits differ in size and in how often each
+class occurs. Only the first test images are labelled as in training, so the network that learns
+best is the worst on the test split: a rate chosen by test accuracy would be another one.
 """
 
 import hashlib
@@ -19,16 +19,16 @@ import pytest
 import torch
 from test_q2 import BOTH, call, in_turn, q2, results
 
-PLACES = ((6, 7), (7, 13), (12, 7), (13, 14))  # row and column of a bright spot: its class
+PLACES = ((6, 7), (7, 13), (12, 7), (13, 14))  # row and column of each class's bright spot
 SIZES = {"train": 84, "val": 35, "test": 60}
 SHARES = {"train": (0.3, 0.3, 0.2, 0.2), "val": (0.4, 0.3, 0.2, 0.1), "test": (0.1, 0.2, 0.3, 0.4)}
-N_RIGHT = 15  # test images whose label is that of training
+N_RIGHT = 15  # so many test images are labelled as in training
 SUBSET = (1, 3, 5, 6)  # in place of the course's 529 images
 EVALUATION_BATCH = 16
 
 EPOCHS, BATCH, DROPOUT, DECAY = 3, 10, 0.3, 0.01  # the last batch has 4 images
 FLAGS = ("-epochs", EPOCHS, "-batch_size", BATCH, "-dropout", DROPOUT, "-l2_decay", DECAY)
-ENDING = "-epochs3-batch_size10-l2_decay0.01-dropout0.3"  # of names
+ENDING = "-epochs3-batch_size10-l2_decay0.01-dropout0.3"  # of the runs' names
 PARAMETERS = 224_892
 PRODUCTS = {False: 445_536, True: 278_784}  # with max-pooling, with strides
 
@@ -39,7 +39,7 @@ ENVIRONMENT = ("python", "torch", "device", "threads", "processor", "commit")
 
 # -------------------------------------------------------------------------------------------- data
 def make_split(split, rng):
-    """Images (N, 28, 28) and labels (N, 1), uint8; the later an image, the more noise it has."""
+    """Images (N, 28, 28) and labels (N, 1), uint8; later images have more noise."""
     places = rng.choice(4, SIZES[split], p=SHARES[split])
     images = rng.integers(0, 30, (len(places), 28, 28))
     for i, (row, column) in enumerate(PLACES[place] for place in places):
@@ -53,9 +53,9 @@ def make_split(split, rng):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with octmnist.npz, and a clock that goes on a second for every image.
+    """A folder with octmnist.npz; for time there is a clock that counts the images seen.
 
-    All runs are in this process, and figures are not saved.
+    All runs train in this process, and no figure is saved.
     """
     rng = np.random.default_rng(0)
     arrays = {}
@@ -141,15 +141,19 @@ def plain_guesses(model, X):
 
 def plain_accuracy(model, X, y):
     guesses = plain_guesses(model, X)
-    return sum(guess == label for guess, label in zip(guesses, y.tolist())) / len(y)
+    return sum(guess == label for guess, label in zip(guesses, y.tolist(), strict=True)) / len(y)
 
 
 def plain_auc(probabilities, truth):
-    """The mean over the classes of the share of pairs that are in the right order."""
+    """The share of pairs in the right order, each class against the rest; the mean over classes."""
     areas = []
     for label in range(4):
-        inside = [row[label] for row, true in zip(probabilities, truth) if true == label]
-        outside = [row[label] for row, true in zip(probabilities, truth) if true != label]
+        inside = [
+            row[label] for row, true in zip(probabilities, truth, strict=True) if true == label
+        ]
+        outside = [
+            row[label] for row, true in zip(probabilities, truth, strict=True) if true != label
+        ]
         wins = [(a > b) + (a == b) / 2 for a in inside for b in outside]
         areas.append(sum(wins) / len(wins))
     return sum(areas) / 4
@@ -175,14 +179,14 @@ def plain_test(model, X, y):
     truth = y.tolist()
     confusion = [[0] * 4 for _ in range(4)]
     hits_of_class = [[] for _ in range(4)]
-    for label, guess in zip(truth, plain_guesses(model, X)):
+    for label, guess in zip(truth, plain_guesses(model, X), strict=True):
         confusion[label][guess] += 1
         hits_of_class[label].append(label == guess)
     shifted = [plain_accuracy(model, X, y)]
     for pixels in (1, 2, 3):
         of_moves = [plain_accuracy(model, moved_X, y) for moved_X in four_moves(X, pixels)]
         shifted.append(sum(of_moves) / 4)
-    in_subset = sum(sum(hits[:n]) for hits, n in zip(hits_of_class, SUBSET))
+    in_subset = sum(sum(hits[:n]) for hits, n in zip(hits_of_class, SUBSET, strict=True))
     return {
         "accuracy": sum(confusion[label][label] for label in range(4)) / len(y),
         "auc": plain_auc(plain_probabilities(model, X), truth),
@@ -247,7 +251,7 @@ def assert_same(found, expected, place="result"):
             assert_same(found[key], expected[key], f"{place}.{key}")
     elif isinstance(expected, list):
         assert len(found) == len(expected), place
-        for i, (one, other) in enumerate(zip(found, expected)):
+        for i, (one, other) in enumerate(zip(found, expected, strict=True)):
             assert_same(one, other, f"{place}[{i}]")
     elif isinstance(expected, float):
         assert found == pytest.approx(expected, rel=1e-5), place
@@ -256,7 +260,7 @@ def assert_same(found, expected, place="result"):
 
 
 def assert_result(found, expected):
-    """The environment by its form; every other field by its value."""
+    """Compare every field; of the environment only what is known beforehand."""
     environment = found.pop("environment")
     assert tuple(environment) == ENVIRONMENT
     assert environment["device"] == "cpu" and environment["threads"] == 1
@@ -270,7 +274,7 @@ def curves(figure):
     panels = []
     for axes in figure.axes:
         panel = {}
-        for line, band in zip(axes.lines, axes.collections):
+        for line, band in zip(axes.lines, axes.collections, strict=True):
             epochs, means = line.get_data()
             assert list(epochs) == list(range(1, len(means) + 1))
             corners = band.get_paths()[0].vertices
@@ -282,12 +286,14 @@ def curves(figure):
 
 
 def plain_curves(groups):
-    """The same, of {label: results}."""
+    """What should be drawn for {label: results}, in the form of `curves`."""
     panels = []
     for key in ("train_loss", "val_accuracy"):
         panel = {}
         for label, group in groups.items():
-            of_epochs = list(zip(*[[row[key] for row in run["epochs"]] for run in group]))
+            of_epochs = list(
+                zip(*[[row[key] for row in run["epochs"]] for run in group], strict=True)
+            )
             means = [sum(values) / len(values) for values in of_epochs]
             panel[label] = [means, list(map(min, of_epochs)), list(map(max, of_epochs))]
         panels.append(panel)
@@ -322,7 +328,7 @@ def test_a_results_file_says_what_a_plain_loop_finds(folder, capsys, no_maxpool,
 
 
 def assert_data_tell_things_apart(result, model, X, y):
-    """Otherwise this test would not notice what it is for."""
+    """Numbers that a mistake could confuse are not equal by accident."""
     test = result["test"]
     assert sum(any(row[guess] for row in test["confusion"]) for guess in range(4)) >= 3
     last = result["epochs"][-1]["val_accuracy"]
@@ -401,7 +407,8 @@ def test_a_search_says_what_plain_loops_find_and_its_best_rate_is_trained(folder
     table = plain_table(groups)
     best = table[1]
     assert best["val_accuracy"][0] == max(row["val_accuracy"][0] for row in table)
-    assert best["accuracy"][0] < max(row["accuracy"][0] for row in table)  # the test says another
+    # by test accuracy another rate would win
+    assert best["accuracy"][0] < max(row["accuracy"][0] for row in table)
     assert_result(search, plain_search(folder, data, groups, best))
     assert_table_is_printed(table, said)
     assert "best by validation accuracy: learning rate 0.25\n" in said
@@ -445,5 +452,3 @@ def test_a_band_holds_all_seeds_and_ends_where_the_first_diverged(monkeypatch):
     drawn = [[16 / 3, 2.0], [3.0, 0.0], [9.0, 4.0]]
     as_accuracies = [[value / 10 for value in values] for values in drawn]
     assert_same(curves(figure), [{"0.1": drawn}, {"0.1": as_accuracies}])
-    said = "learning rate; mean of 3 seeds, band: least to greatest"
-    assert figure.legends[0].get_title().get_text() == said

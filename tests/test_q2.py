@@ -25,7 +25,7 @@ q2 = importlib.import_module("hw2-q2")
 
 
 def call(*flags):
-    """The command with these flags, in this process."""
+    """Run the command with these flags, in this process."""
     q2.main(q2.make_parser().parse_args([str(flag) for flag in flags]))
 
 
@@ -35,14 +35,14 @@ def results(out, pattern="*"):
 
 
 def numbers(result):
-    """What two equal runs must have in common: everything but times."""
+    """What is the same in two equal runs: everything but times."""
     epochs = [{**row, "seconds": None} for row in result["epochs"]]
     return epochs, result["test"], result["status"]
 
 
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch):
-    """Runs train in this process: only the script itself, below, forks others."""
+    """Runs train in this process; only the test of the script itself starts others."""
     monkeypatch.setattr(runs, "side_by_side", in_turn)
 
 
@@ -119,14 +119,14 @@ def test_input_shapes_and_bytes_give_the_same_log_probabilities():
 
 @pytest.mark.parametrize("shape", [(5, 3, 28, 28), (5, 1, 224, 224), (28, 28), (5, 783)])
 def test_images_of_another_shape_are_refused(shape):
-    """Field case: 15 and 320 predictions for 5 images."""
+    """They once gave 15 and 320 predictions for 5 images."""
     for use in (q2.CNN(0.7), lambda X: q2.predict(q2.CNN(0.7), X)):
         with pytest.raises(ValueError, match="images must be"):
             use(torch.zeros(shape))
 
 
 def test_labels_as_medmnist_has_them_give_the_same_accuracy():
-    """Field case: (N, 1) gave an accuracy of 11."""
+    """Labels (N, 1) once gave an accuracy of 11."""
     torch.manual_seed(0)
     model, X, y = q2.CNN(0.7), torch.rand(40, 1, 28, 28), torch.randint(4, (40,))
     assert q2.evaluate(model, X, y[:, None]) == q2.evaluate(model, X, y) <= 1
@@ -137,7 +137,7 @@ def test_labels_as_medmnist_has_them_give_the_same_accuracy():
 
 @BOTH
 def test_everything_lies_on_the_device(no_maxpool):
-    """Torch's fake tensors on a fake GPU: a tensor left on the CPU raises."""
+    """With torch's fake tensors on a GPU: a tensor left on the CPU raises."""
     model = q2.CNN(0.7, no_maxpool)
     with FakeTensorMode():
         for layer in model.children():
@@ -182,7 +182,7 @@ class BrightestBand(nn.Module):
 
 
 def test_metrics_equal_medmnists_evaluator(tmp_path):
-    """On 1,000 images, two batches, of which the later ones of each class are noise."""
+    """On 1,000 images, two batches; all but the first 100 images are noise."""
     arrays = oct_arrays(n_test=1000)
     arrays["test_images"][100:] = np.random.default_rng(0).integers(0, 256, (900, 28, 28))
     np.savez(tmp_path / "octmnist.npz", **arrays)
@@ -198,7 +198,7 @@ def test_metrics_equal_medmnists_evaluator(tmp_path):
     seen = [0] * 4
     n_right = 0
     confusion = np.zeros((4, 4), int)
-    for truth, guess in zip(y.tolist(), q2.predict(model, X).argmax(1).tolist()):
+    for truth, guess in zip(y.tolist(), q2.predict(model, X).argmax(1).tolist(), strict=True):
         seen[truth] += 1
         confusion[truth, guess] += 1
         n_right += seen[truth] <= (182, 55, 42, 250)[truth] and truth == guess
@@ -213,7 +213,7 @@ def test_metrics_equal_medmnists_evaluator(tmp_path):
 
 # ----------------------------------------------------------------------------------- from the table
 def result_of(rate, val_accuracy, test=0.5, status="finished"):
-    """A run, as far as a table looks at it."""
+    """The part of a results file that a table is made from."""
     return {
         "config": {"learning_rate": rate},
         "status": status,
@@ -278,7 +278,7 @@ NAME = "q2-search"
 
 @pytest.fixture
 def flags(searched, tmp_path):
-    """The flags of that search but its rates, on a copy of its folder."""
+    """The flags of that search, without its rates, on a copy of its folder."""
     shutil.copytree(searched, tmp_path / "copy")
     q2.load_data.cache_clear()
     folder = tmp_path / "copy"
@@ -290,14 +290,6 @@ def out_of(flags):
 
 
 BEST = ("-learning_rate", "best", "-no_maxpool")
-
-
-def search_is_missing(flags, monkeypatch):
-    (out_of(flags) / "results" / f"{NAME}.json").unlink()
-
-
-def data_are_others(flags, monkeypatch):
-    np.savez(flags[1] / "octmnist.npz", source="synthetic test images", **oct_arrays(seed=1))
 
 
 OTHER_FLAGS = {
@@ -319,22 +311,15 @@ def test_best_is_refused_where_the_search_had_other_flags(flags, flag):
     assert not results(out_of(flags), "q2-strided*")
 
 
-@pytest.mark.parametrize(
-    "change, sentence",
-    [
-        (search_is_missing, r"has no q2-search\.json; search with"),
-        (data_are_others, "of other data"),
-    ],
-)
-def test_best_is_refused_where_its_search_does_not_fit(flags, monkeypatch, change, sentence):
-    change(flags, monkeypatch)
-    with pytest.raises(UserError, match=sentence):
+def test_best_is_refused_where_the_search_had_other_data(flags):
+    np.savez(flags[1] / "octmnist.npz", source="synthetic test images", **oct_arrays(seed=1))
+    with pytest.raises(UserError, match="of other data"):
         call(*flags, *BEST)
     assert not results(out_of(flags), "q2-strided*")
 
 
 def test_the_last_search_counts_and_one_of_other_flags_is_kept(flags, capsys, monkeypatch):
-    """Field cases: a second search made `best` fail from then on; many seeds made a long name."""
+    """A second search once made `best` fail from then on, and many seeds a name too long."""
     monkeypatch.setattr(utils, "save_figure", Mock())
     out = out_of(flags)
     first = results(out)[NAME]
@@ -374,7 +359,7 @@ def test_the_committed_results_are_read_by_todays_code(tmp_path, monkeypatch):
 
 
 def test_the_assignments_own_two_commands_train_on_octmnist(oct_folder, monkeypatch):
-    """`python download_octmnist.py`, then `python hw2-q2.py`: apart from the sample's results."""
+    """`python download_octmnist.py`, then `python hw2-q2.py`; results go to build/data."""
     monkeypatch.chdir(oct_folder.parent)
     call("-epochs", 1)
     (result,) = results(oct_folder.parent / "build" / "data").values()
@@ -404,22 +389,19 @@ def test_an_interrupted_run_says_so(flags, monkeypatch):
 
 
 # ------------------------------------------------------------------------------ names and processes
-def test_close_rates_have_names_of_their_own_and_twice_the_same_is_refused(flags):
+def test_every_run_has_a_name_of_its_own_and_no_run_is_planned_twice(flags):
     args = q2.make_parser().parse_args([])
     names = list(q2.plan_runs(args, [0.01, 0.01000000001]))
     assert names == ["q2-maxpool-lr0.01-seed42", "q2-maxpool-lr0.01000000001-seed42"]
-    for twice in (("-learning_rate", "0.1", "0.10"), ("-seed", 1, 1)):
-        with pytest.raises(UserError, match="has one twice"):
-            call(*flags, *twice)
-
-
-def test_names_tell_what_differs_from_the_defaults():
     words = "-no_maxpool -epochs 2 -dropout 0.5 -optimizer adam -seed 2 1 -device cpu"
     args = q2.make_parser().parse_args(words.split())
     q2.check_flags(args)
-    ending = "-epochs2-dropout0.5-optimizeradam"
+    ending = "-epochs2-dropout0.5-optimizeradam"  # what differs from the defaults
     planned = list(q2.plan_runs(args, [0.1]))
     assert planned == [f"q2-strided-lr0.1-seed{seed}{ending}" for seed in (1, 2)]
+    for twice in (("-learning_rate", "0.1", "0.10"), ("-seed", 1, 1)):
+        with pytest.raises(UserError, match="has one twice"):
+            call(*flags, *twice)
 
 
 def test_the_script_itself_trains_side_by_side_the_same_numbers_as_alone(flags):
@@ -461,7 +443,7 @@ OTHER_NUMBERS = {
     "seed": 2,
 }
 SAME_NUMBERS = {
-    "epochs": 3,  # the same in the first two
+    "epochs": 3,  # the first two epochs are the same
     "data": "copy",
     "out": "elsewhere",
     "device": "cpu:0",
@@ -475,7 +457,7 @@ def test_every_flag_changes_what_it_says_and_nothing_else(tmp_path, monkeypatch)
     Path("data").mkdir()
     np.savez("data/octmnist.npz", **oct_arrays(24, 12, 12))
     monkeypatch.setattr(q2, "plot_results", Mock())
-    monkeypatch.setattr(runs, "git_commit", lambda: "a commit")  # asked every time
+    monkeypatch.setattr(runs, "git_commit", lambda: "a commit")  # git would be asked for every run
     shutil.copytree("data", "copy")
     call(*BASE.split())
     (base,) = results(Path("out")).values()
@@ -510,7 +492,6 @@ def test_bad_flags_are_refused(words, flags):
 
 
 def test_a_folder_that_cannot_be_written_is_found_before_training(flags, monkeypatch):
-    """`runs.run_script` makes a sentence of it."""
     monkeypatch.setattr(q2, "train_all", Mock(side_effect=AssertionError("it trains")))
     with pytest.raises(UserError, match=r"octmnist\.npz.*: Not a directory"):
         call(*flags, "-out", flags[1] / "octmnist.npz")

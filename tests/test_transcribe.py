@@ -1,11 +1,11 @@
-"""transcribe.py: what people record is written down whole, and one line a file."""
+"""transcribe.py and demo.py: recordings are written down whole, one line per file."""
 
 import decoding
 import demo
 import runs
 import transcribe
 import utils
-from conftest import SHARED, run_script
+from conftest import run_script
 from tools import sample_speech
 
 import numpy as np
@@ -38,7 +38,7 @@ def room(seconds, decibels):
 
 # ------------------------------------------------------------------------------------- recordings
 def test_stretches_are_short_in_order_and_leave_nothing_out(spoken):
-    """Half a minute without a pause that ends a stretch."""
+    """For half a minute of speech without a clear pause."""
     trimmed = [samples[: len(samples) - RATE // 5] for samples in spoken]
     samples = torch.cat(12 * trimmed)
     stretches = transcribe.stretches_of_speech(samples)
@@ -46,11 +46,11 @@ def test_stretches_are_short_in_order_and_leave_nothing_out(spoken):
     assert all(b - a <= (transcribe.LONGEST_STRETCH + 0.1) * RATE for a, b in stretches)
     ends = [0, *(b for _, b in stretches)]
     starts = [*(a for a, _ in stretches), len(samples)]
-    assert all(0 <= start - end < 0.5 * RATE for end, start in zip(ends, starts))
+    assert all(0 <= start - end < 0.5 * RATE for end, start in zip(ends, starts, strict=True))
 
 
 def test_a_margin_of_sound_stays_around_each_stretch(spoken, monkeypatch):
-    """So much more than without it, on both sides."""
+    """On both sides, compared with the stretch that is found without a margin."""
     samples = torch.cat([torch.zeros(2 * RATE), spoken[0], torch.zeros(2 * RATE)])
     ((start, stop),) = transcribe.stretches_of_speech(samples)
     monkeypatch.setattr(transcribe, "MARGIN", 0.0)
@@ -76,9 +76,9 @@ def test_nobody_speaks(model, tmp_path, decibels):
 
 
 def test_what_people_record_comes_out_whole(model, spoken, tmp_path):
-    """A breath before it, pauses with and without noise, and a right channel that is inverted."""
+    """With noise before and after, pauses with and without noise, an inverted right channel."""
     texts = [transcribe.write_down(model, samples) for samples in spoken]
-    for sentence, text in zip(SENTENCES, texts):
+    for sentence, text in zip(SENTENCES, texts, strict=True):
         assert Q3.damerau_levenshtein(sentence.lower(), text) > 0.6
     first, second = spoken
     silence, noise = torch.zeros(12 * RATE), room(7, -40)
@@ -88,10 +88,9 @@ def test_what_people_record_comes_out_whole(model, spoken, tmp_path):
     assert Q3.damerau_levenshtein(" ".join([*texts, texts[0]]), written) > 0.85
 
 
-@pytest.mark.skipif(not (SHARED / "LJSpeech-1.1").exists(), reason="no real LJ Speech clips here")
-def test_the_model_that_comes_with_the_clone_understands_real_clips(model):
-    splits, info = utils.load_ljspeech(SHARED)
-    assert "535 of 13,100" in info["source"]
+def test_the_model_that_comes_with_the_clone_understands_real_clips(model, real_data):
+    splits, info = utils.load_ljspeech(real_data)
+    assert info["source"].startswith("LJ Speech 1.1")
     similarity = []
     for _, text, path in splits["test"][:4]:
         reference = utils.decode(utils.encode(text))
@@ -121,7 +120,7 @@ def test_one_line_for_each_file_in_order(tmp_path, spoken):
 
 
 def test_two_speakers_one_on_each_side_are_both_heard(model, spoken, tmp_path):
-    """Field case: half of the sentences were missing, without a word."""
+    """Half of the sentences were once missing, and nothing said so."""
     texts = [transcribe.write_down(model, samples) for samples in spoken]
     first, second, silence = *spoken, torch.zeros(RATE)
     left = torch.cat([first, silence, torch.zeros_like(second)])
@@ -149,7 +148,7 @@ def test_a_phones_memo_is_told_how_to_be_converted(tmp_path):
 
 # --------------------------------------------------------------------------------------- the page
 def test_the_page_gives_the_text_always_and_a_picture_that_fits(model, monkeypatch, tmp_path):
-    """Field case: of 90 seconds of speech neither came."""
+    """For 90 seconds of speech there was once neither."""
     second = RATE
     written = [(10 * i * second, 9 * second + 10 * i * second, "a" * 120) for i in range(9)]
     monkeypatch.setattr(transcribe, "transcribe_samples", lambda *_: written)
@@ -161,7 +160,7 @@ def test_the_page_gives_the_text_always_and_a_picture_that_fits(model, monkeypat
 
 
 def test_the_page_says_what_is_wrong_with_a_recording(tmp_path):
-    """In its own words: neither a temporary path nor metadata.csv."""
+    """Without the path of a temporary file, and without advice about metadata.csv."""
     (tmp_path / "memo.m4a").write_bytes(bytes(999))
     text, figure = demo.write_down(None, tmp_path / "memo.m4a")
     assert text.startswith("(The recording is no readable sound file") and figure is None
@@ -174,9 +173,3 @@ def test_a_model_of_another_vocabulary_is_searched_without_the_letters(monkeypat
     assert transcribe.letter_model() is None
     assert "letters.pt knows another vocabulary" in capsys.readouterr().err
     transcribe.letter_model.cache_clear()
-
-
-def test_a_model_that_is_not_there_is_one_sentence():
-    args = transcribe.make_parser().parse_args(["a.wav", "-model", "none.pt"])
-    with pytest.raises(runs.UserError, match=r"no checkpoint none\.pt"):
-        transcribe.main(args)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import utils
-from conftest import SHARED, write_corpus
+from conftest import write_corpus
 from runs import UserError
 from utils import PAD, START, STOP, VOCABULARY
 
@@ -105,7 +105,7 @@ def test_a_clip_is_centred_band_by_band():
 # ------------------------------------------------------------------------------------------ corpus
 @pytest.mark.parametrize("mark, line_end", [("\ufeff", "\r\n"), ("", "\r")])
 def test_corpus_is_split_in_order_and_labelled(tmp_path, mark, line_end):
-    """Whatever editor saved its table, with a blank line at the end."""
+    """However an editor saved the table: with a byte-order mark, other line ends, a blank line."""
     root = write_corpus(tmp_path, 40)
     table = mark + (root / "metadata.csv").read_text() + "\n"
     (root / "metadata.csv").write_bytes(table.replace("\n", line_end).encode())
@@ -136,7 +136,7 @@ def test_the_hash_is_of_what_is_said_and_heard(tmp_path):
     (wavs / "LJ001-0003.wav").rename(wavs / "LJ001-0009.wav")
     hashes.append(hash_now())
     assert len(set(hashes)) == 1 + 4 + 2 + 1
-    os.utime(wavs / "LJ001-0000.wav", (0, 0))  # not of times
+    os.utime(wavs / "LJ001-0000.wav", (0, 0))  # times do not count
     assert hash_now() == hashes[-1]
 
 
@@ -156,12 +156,9 @@ def test_the_transcript_is_the_normalised_one_and_the_path_its_own(tmp_path):
     clips = [*splits["train"], *splits["val"], *splits["test"]]
     texts = ["aa, yes", "bbb, yes", "cccc, yes", "dd, yes"]
     names = [f"LJ001-{i:04}" for i in range(4)]
-    assert clips == [(n, text, root / "wavs" / f"{n}.wav") for n, text in zip(names, texts)]
-
-
-def test_the_smallest_corpus_has_no_empty_split():
-    splits, _ = utils.split_clips(clips_named([f"X-{i}" for i in range(4)]))
-    assert [len(rows) for rows in splits.values()] == [2, 1, 1]
+    assert clips == [
+        (n, text, root / "wavs" / f"{n}.wav") for n, text in zip(names, texts, strict=True)
+    ]
 
 
 def clips_named(names):
@@ -182,9 +179,8 @@ def test_the_courses_split_of_the_full_corpus(first):
     assert how == "the course's: first 75 %, next 5 %, last 20 % of the clips, in order"
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the real LJ Speech metadata is not at hand")
-def test_the_courses_split_begins_where_it_is_said_to():
-    rows = (SHARED / "ljspeech_metadata_full.csv").read_text().splitlines()
+def test_the_courses_split_begins_where_it_is_said_to(real_data):
+    rows = (real_data / "ljspeech_metadata_full.csv").read_text("utf-8").splitlines()
     splits, _ = utils.split_clips(clips_named([row.split("|")[0] for row in rows]))
     first = {split: clips[0][0] for split, clips in splits.items()}
     assert first == {"train": "LJ001-0001", "val": "LJ037-0213", "test": utils.FIRST_TEST_CLIP}
@@ -192,7 +188,7 @@ def test_the_courses_split_begins_where_it_is_said_to():
 
 @pytest.mark.parametrize("n_first", [0, 20])
 def test_test_clips_of_a_part_stay_test(n_first):
-    """Of the 31 clips before the boundary the last twentieth, 1.55 clips, is two."""
+    """Of the 31 clips before the boundary a twentieth, 1.55, is validation: two clips."""
     names = [f"LJ{chapter:03}-{i:04}" for chapter in (1, 12, 38) for i in range(10)]
     names += ["LJ040-0046", "LJ040-0047", "LJ040-0048", "LJ050-0278"]
     splits, how = utils.split_clips(clips_named(names[n_first:] + names[:n_first]))
@@ -210,9 +206,10 @@ OTHERS = [f"X-{i}" for i in range(10)]
 @pytest.mark.parametrize(
     "names, n_train, n_val",
     [
-        (["LJ001-0001", "LJ001-0002", "LJ040-0047", "LJ040-0048"], 1, 1),  # as test there
-        (["LJ001-0001", "LJ040-0047", "LJ040-0048", "LJ040-0049"], 2, 1),  # hardly anything else
+        (["LJ001-0001", "LJ001-0002", "LJ040-0047", "LJ040-0048"], 1, 1),  # two test clips
+        (["LJ001-0001", "LJ040-0047", "LJ040-0048", "LJ040-0049"], 2, 1),  # only one other clip
         ([f"LJ001-{i:04}" for i in range(50)], 38, 2),  # no test clips
+        (OTHERS[:4], 2, 1),  # the smallest corpus: no split is empty
         (OTHERS[::-1], 8, 1),  # in the order of its rows
         ([*OTHERS[::-1], "LJ001-0001"], 8, 1),
     ],
@@ -255,7 +252,7 @@ def test_a_missing_or_undecodable_corpus(tmp_path):
 
 
 def test_download_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
-    """torchaudio unpacks in place, and takes any folder of that name for whole."""
+    """torchaudio unpacks in place, and takes any folder of that name to be complete."""
     calls = []
 
     def fetch(root, download):
@@ -284,7 +281,7 @@ def test_an_archive_that_is_cut_short_is_one_sentence(tmp_path):
 
 # ---------------------------------------------------------------------------- features and batches
 def assert_features_are_the_clips(splits, out):
-    """Those of every clip, computed one by one."""
+    """They equal those of every clip computed alone."""
     features = utils.load_features(splits, out)
     assert list(features) == list(splits)
     for split, rows in splits.items():
@@ -306,14 +303,14 @@ def test_features_are_cached_and_a_damaged_cache_is_made_again(tmp_path):
 
 
 def write_noise(path, seed, n_samples=6000, time=10**9):
-    """A clip of its own for every seed; of one time, as clips from an archive may be."""
+    """Write a clip that depends on the seed; as from an archive, all have the same time."""
     noise = np.random.default_rng(seed).uniform(-1, 1, n_samples).cumsum() / 100
     soundfile.write(path, noise, utils.SAMPLE_RATE)
     os.utime(path, ns=(time, time))
 
 
 def another_of_the_same_size(splits):
-    """Not the first clip, and within the same second."""
+    """It is not the first clip, and it is replaced within the same second."""
     write_noise(splits["train"][2][2], seed=99, time=10**9 + 10**6)
 
 
@@ -390,7 +387,7 @@ def epochs_of_batches(lengths, batch_size, n_epochs=20):
 
 
 def test_batches_come_in_an_order_that_is_new_every_epoch():
-    """Also the one that is not full: it holds the longest clip, and comes at any place."""
+    """The batch that is not full, with the longest clip, may come anywhere, too."""
     epochs = epochs_of_batches([100, 200, 300, 400, 500, 600, 700], 2)
     assert {tuple(map(tuple, sorted(batches))) for batches in epochs} == {
         ((100, 200), (300, 400), (500, 600), (700,))
@@ -427,7 +424,7 @@ def test_half_a_sound_file_is_refused(tmp_path, suffix):
 
 
 def test_a_stream_of_unknown_length_is_read(tmp_path):
-    """Programs that write WAV to a pipe cannot know its length: they promise the largest one."""
+    """Programs that write WAV to a pipe do not know its length and promise the largest one."""
     path = tmp_path / "clip.wav"
     soundfile.write(path, np.sin(np.arange(44_100) / 20), utils.SAMPLE_RATE)
     content = bytearray(path.read_bytes())
@@ -436,20 +433,14 @@ def test_a_stream_of_unknown_length_is_read(tmp_path):
     assert len(utils.read_audio(path)) == 44_100
 
 
-def test_resampling_keeps_a_tone(tmp_path):
-    rate = 48_000
+@pytest.mark.parametrize("rate", [8_000, 22_050, 48_000])
+def test_resampling_keeps_a_tone_and_its_length(tmp_path, rate):
     time = np.arange(3 * rate) / rate
     soundfile.write(tmp_path / "tone.wav", 0.5 * np.sin(2 * np.pi * 440 * time), rate)
     samples = utils.read_audio(tmp_path / "tone.wav").numpy()
     assert len(samples) == 3 * utils.SAMPLE_RATE and samples.dtype == np.float32
     expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(len(samples)) / utils.SAMPLE_RATE)
     np.testing.assert_allclose(samples[500:-500], expected[500:-500], atol=5e-3)
-
-
-@pytest.mark.parametrize("rate", [8_000, 22_050])
-def test_resampling_has_the_length_of_the_same_time(rate):
-    samples = torch.ones(2 * rate)
-    assert len(utils.resample(samples, rate, 22_050)) == 44_100
 
 
 @pytest.mark.parametrize("gain, taken", [(0.9, 0.95), (-1, 1), (0, 0.5), (-0.5, 0.75)])
@@ -465,7 +456,7 @@ def test_channels_are_averaged_after_aligning_their_signs(tmp_path, gain, taken)
 @pytest.mark.parametrize("promised, is_read", [(8, True), (2_000, True), (20_000, False)])
 @pytest.mark.parametrize("place", ["RIFF", "data"])
 def test_a_header_may_promise_a_little_more(tmp_path, promised, is_read, place):
-    """Of the whole file any amount: what counts are the samples."""
+    """The length of the whole file may be any: only that of the samples counts."""
     path = tmp_path / "clip.wav"
     soundfile.write(path, np.sin(np.arange(44_100) / 20), utils.SAMPLE_RATE)
     content = bytearray(path.read_bytes())

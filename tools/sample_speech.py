@@ -1,9 +1,9 @@
 """A stand-in for LJ Speech: sentences spoken by a neural voice, in LJ Speech's files.
 
-The voice is the one inside the package hibari-tts (American English, female). What is said comes
-from a small grammar, or from the transcripts of any metadata file of LJ Speech. Pace and noise
-vary from clip to clip. A clip depends on its text, its place in the table and the seed alone, so
-the same seed gives the same files on one machine, on however many processes they are spoken.
+The voice is that of the package hibari-tts (American English, female). It says sentences of a small
+grammar, or the transcripts of a metadata file like LJ Speech's. Pace and noise vary from clip to
+clip. A clip depends only on its text, its row in the table and the seed, so on one machine the same
+seed gives the same files, however many processes share the work.
 """
 
 import functools
@@ -25,11 +25,11 @@ from tqdm import tqdm
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime would send what it is used for
 
 EDITION = 4  # raise it when the clips change: samples already written are then made again
-N_CLIPS = 1_200  # as many sentences of the grammar as both decoders need to learn it well
+N_CLIPS = 1_200  # sentences: enough for both decoders to learn the grammar well
 
 
 # ----------------------------------------------------------------------------------- what is said
-WORDS = {  # few, so that each is heard often; together they have every letter
+WORDS = {  # few, so that each is heard often; every letter of the alphabet occurs
     "person": "sailor queen doctor judge baker".split(),
     "quality": "old quiet brave lazy".split(),
     "past": "found sold watched fixed".split(),
@@ -50,20 +50,20 @@ TEMPLATES = (
 
 
 def all_sentences():
-    """Every sentence of the grammar, in a fixed order; none is there twice."""
+    """Every sentence of the grammar, once each, in a fixed order."""
     sentences = []
     for template in TEMPLATES:
         slots = re.findall(r"{(\w+)}", template)
         for words in itertools.product(*(WORDS[slot] for slot in slots)):
-            sentence = template.format(**dict(zip(slots, words)))
+            sentence = template.format(**dict(zip(slots, words, strict=True)))
             sentences.append(sentence[0].upper() + sentence[1:])
     return sentences
 
 
 def grammar(n_clips, seed):
-    """`n_clips` rows (id, transcript, normalised transcript), no sentence twice.
+    """`n_clips` rows (id, transcript, normalised transcript) for the table.
 
-    So a sentence that is held out was never heard.
+    No sentence comes twice, so those held out for testing were never heard in training.
     """
     sentences = all_sentences()
     if n_clips > len(sentences):
@@ -76,37 +76,25 @@ def grammar(n_clips, seed):
     return rows
 
 
-def transcripts_of(metadata):
-    """The rows of an LJ Speech metadata file, whose ids can be the names of files."""
-    import utils  # and torch, which whoever speaks the grammar need not wait for
-
-    rows = utils.read_metadata(metadata)
-    for clip, _, _ in rows:
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", clip):
-            problem = f"the id '{clip}' in {metadata} is not of letters, digits, - and _"
-            raise UserError(f"{problem}; change it.")
-    return rows
-
-
 # --------------------------------------------------------------------------------- how it is said
 SAMPLE_RATE = 22_050  # of LJ Speech, samples a second
 VOICE_RATE = 24_000  # of the voice
-SPEEDS = (0.75, 1.05)  # of the voice's own pace; so its clips are as long as LJ Speech's
-SAMPLE_SPEEDS = (0.95, 1.05)  # for the grammar: shorter clips, easier to align
-SILENCE = 0.02  # of a clip's peak: nothing at either end is louder in a silence
-LEAD, TAIL = 0.02, 0.10  # seconds of silence that stay at the ends, as in LJ Speech
+SPEEDS = (0.75, 1.05)  # times the voice's own pace: its clips are then as long as LJ Speech's
+SAMPLE_SPEEDS = (0.95, 1.05)  # for the grammar: shorter clips are easier to align
+SILENCE = 0.02  # of a clip's peak: what is quieter than this, at either end, is silence
+LEAD, TAIL = 0.02, 0.10  # seconds of silence kept before and after, as in LJ Speech
 
 
 @functools.cache
 def voice():
-    """The voice, loaded once a process; on one thread, so that it always rounds alike."""
+    """The voice, loaded once per process; on one thread, so that it always rounds the same way."""
     import hibari
 
     return hibari.Hibari(threads=1)
 
 
 def trim(sound):
-    """Cut the silence at both ends of `sound` (n_samples,), but for LEAD and TAIL seconds."""
+    """Cut the silence at both ends of `sound` (n_samples,), except for LEAD and TAIL seconds."""
     loud = np.flatnonzero(np.abs(sound) > SILENCE * np.abs(sound).max())
     start = max(0, loud[0] - round(LEAD * VOICE_RATE))
     stop = loud[-1] + 1 + round(TAIL * VOICE_RATE)
@@ -114,9 +102,9 @@ def trim(sound):
 
 
 def say(text, speed, seed):
-    """`text` as 16-bit samples (n_samples,) at SAMPLE_RATE; None if there is nothing to say in it.
+    """`text` as 16-bit samples (n_samples,) at SAMPLE_RATE; None if the voice cannot say it.
 
-    `speed`: of the voice's own pace; `seed`: of the noise in its consonants and its breath.
+    speed: times the voice's own pace; seed: of the noise in its consonants and its breath.
     """
     from scipy.signal import resample_poly
 
@@ -124,12 +112,12 @@ def say(text, speed, seed):
     if not sound.any():
         return None
     sound = resample_poly(trim(sound), SAMPLE_RATE // 150, VOICE_RATE // 150)
-    sound = sound / max(1, np.abs(sound).max())  # rarely too loud for 16 bits
+    sound = sound / max(1, np.abs(sound).max())  # a few clips would be too loud for 16 bits
     return np.round(sound * 32_767).astype(np.int16)
 
 
 def speak(path, text, speeds, seed):
-    """Write `text` as the sound file `path`; `seed` decides how it sounds, within `speeds`."""
+    """Say `text` into the sound file `path`; `seed` draws the speed, within `speeds`, and noise."""
     import soundfile
 
     random = np.random.default_rng(seed)
@@ -137,14 +125,14 @@ def speak(path, text, speeds, seed):
     sound = say(text, speed, seed=int(random.integers(2**32)))
     if sound is None:
         raise UserError(f"the voice cannot say the transcript of {path.stem} ({text}); correct it.")
-    wav = io.BytesIO()  # a full disk is then an OSError, not one of libsndfile's errors
+    wav = io.BytesIO()  # written by Python, so that a full disk is an OSError
     soundfile.write(wav, sound, SAMPLE_RATE, "PCM_16", format="WAV")
     with runs.write_atomically(path) as temporary:
         temporary.write_bytes(wav.getvalue())
 
 
 def speak_all(rows, folder, speeds, seed):
-    """Speak every row that has no `folder`/<id>.wav yet, with a progress bar."""
+    """Speak every row that has no file `folder`/<id>.wav yet, with a progress bar."""
     jobs = []
     for i, (clip, _, text) in enumerate(rows):
         path = folder / f"{clip}.wav"
@@ -159,18 +147,23 @@ def speak_all(rows, folder, speeds, seed):
 def make_ljspeech(out, seed, n_clips, metadata):
     """Write `out`/LJSpeech-1.1/, whole or not at all; returns a one-line summary.
 
-    Clips gather in a hidden folder beside it, which gets its name at the end. An interrupted call
-    leaves it there, and the next one with the same settings goes on in it.
+    The clips are written to a hidden folder beside it, which is renamed at the end. An interrupted
+    call leaves that folder, and the next call with the same settings goes on with it.
     """
-    what = "sample: sentences from a small grammar"
     if metadata:
+        import utils  # imports torch, for which a call without metadata need not wait
+
         what = f"stand-in: transcripts of {Path(metadata).name}"
-        rows, speeds = transcripts_of(metadata)[:n_clips], SPEEDS
+        rows, speeds = utils.read_metadata(metadata)[:n_clips], SPEEDS
     else:
+        what = "sample: sentences from a small grammar"
         rows, speeds = grammar(n_clips or N_CLIPS, seed), SAMPLE_SPEEDS
     label = f"synthetic {what}, spoken by a neural voice (hibari-tts)"
     table = "".join("|".join(row) + "\n" for row in rows)
-    readme = f"{label}\n{describe(table, seed)}\n"
+    digest = hashlib.sha256(table.encode()).hexdigest()
+    maker = f"make_sample_data.py, hibari-tts {version('hibari-tts')}"
+    settings = f"{maker}, edition {EDITION}, seed {seed}, table {digest}"
+    readme = f"{label}\n{settings}\n"  # two folders with the same README have the same clips
 
     final = out / "LJSpeech-1.1"
     summary = f"{len(rows):,} clips ({label})"
@@ -189,10 +182,3 @@ def make_ljspeech(out, seed, n_clips, metadata):
     shutil.rmtree(final, ignore_errors=True)
     work.rename(final)
     return f"{final}: {summary}"
-
-
-def describe(table, seed):
-    """What the clips were made with, in a line: where it is the same, so are they."""
-    digest = hashlib.sha256(table.encode()).hexdigest()
-    maker = f"make_sample_data.py, hibari-tts {version('hibari-tts')}"
-    return f"{maker}, edition {EDITION}, seed {seed}, table {digest}"

@@ -1,22 +1,17 @@
-"""How fast Q3 trains and decodes, per clip, against plain reference code measured in the same run.
+"""How fast Q3 trains and decodes, per clip, against plain reference code.
 
-    python tests/bench_q3.py        three to ten minutes
+    python -m bench.q3        three to ten minutes
 
-Clips have LJ Speech's lengths (random features, 6.6 s on average; texts of 15 letters a second).
-
-The reference is the same model as one writes it first: float32, every clip padded to the 2,754
-frames of the handed-out code, no masks of padding; decoding reads the whole text again at each
-step. Both are measured in turn, three rounds; printed are the median time of each, and of their
-ratio the median, the least and the greatest value.
+The clips are random features, as long as LJ Speech's clips (6.6 s on average), with random texts of
+15 letters a second. The reference is the same model as one writes it first: float32, every clip
+padded to the 2,754 frames of the handed-out code, padding not masked; decoding reads the whole text
+again for each letter. Both are measured in turn, three rounds. Printed are the median time of each,
+and their ratio with its least and greatest value.
 """
 
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import decoding
 import runs
@@ -34,7 +29,7 @@ masked_attention = q3.attention
 
 # ------------------------------------------------------------------------------------- the inputs
 def random_corpus(seconds):
-    """Clips of random features, and random texts, of these lengths."""
+    """Clips of random features with random texts; seconds: the length of each clip."""
     features, tokens = [], []
     for s in seconds:
         features.append(torch.randn(int(s * utils.SAMPLE_RATE / utils.HOP), utils.N_MELS))
@@ -45,14 +40,14 @@ def random_corpus(seconds):
 
 
 def pad_to_the_reference(corpus):
-    """The same clips as the handed-out code has them: all of one length, with silence."""
+    """The same clips, all padded with silence to one length, as in the handed-out code."""
     clips = corpus.features["train"]
     longest = [F.pad(clip, (0, 0, 0, REFERENCE_FRAMES - len(clip))) for clip in clips]
     return replace(corpus, features={"train": longest})
 
 
 def plain_attention(Q, K, V, mask=None):
-    """Attention that looks at everything, padding too; only the causal mask is kept."""
+    """Attention that sees padding too: of the masks only the causal one, (T, T), is kept."""
     return masked_attention(Q, K, V, mask if mask is not None and mask.ndim == 2 else None)
 
 
@@ -77,18 +72,18 @@ def training(decoder_name, corpus, settings, batches):
 
 
 def with_cache(decoder, z, mask, max_tokens):
-    """What evaluation calls: written with the KV cache, and proved."""
+    """Greedy decoding with the KV cache and its check, as evaluation does it."""
     return decoding.greedy_decode_with_cache(q3.greedy_decode, decoder, z, mask, max_tokens)
 
 
 def writing(decoder_name, corpus, settings, indices, decode):
     """A function that writes 100 letters for each clip and returns its seconds per clip.
 
-    decode: as the notebook's `greedy_decode`.
+    decode: takes what the notebook's `greedy_decode` takes.
     """
     model = new_model(decoder_name, corpus).eval()
     with torch.no_grad():
-        model.decoder.to_logits.bias[utils.STOP] = -100.0  # so all write 100
+        model.decoder.to_logits.bias[utils.STOP] = -100.0  # so that no text ends before 100
     features, n_frames, _ = q3.get_batch(corpus, "train", indices)
 
     def measure():
@@ -102,7 +97,7 @@ def writing(decoder_name, corpus, settings, indices, decode):
 
 
 def compare(decoder_name, what, ours, reference):
-    """Both in turn, after one round to warm up; prints the medians and the ratio."""
+    """Measure both in turn, after one round to warm up; prints the medians and the ratio."""
     times, reference_times = [], []
     for n in range(1 + N_ROUNDS):
         q3.attention = masked_attention
@@ -112,7 +107,7 @@ def compare(decoder_name, what, ours, reference):
         if n > 0:
             times.append(mine)
             reference_times.append(theirs)
-    ratios = [theirs / mine for mine, theirs in zip(times, reference_times)]
+    ratios = [theirs / mine for mine, theirs in zip(times, reference_times, strict=True)]
     ratio = median(reference_times) / median(times)
     spread = f"{ratio:.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
     milliseconds = f"{1e3 * median(times):.1f} ms, reference {1e3 * median(reference_times):.1f} ms"
@@ -136,7 +131,7 @@ def main():
     for name in ("lstm", "transformer"):
         ours = training(name, corpus, settings, batches)
         compare(name, "training", ours, training(name, padded, plain, few))
-        ours = writing(name, corpus, settings, torch.arange(64), with_cache)
+        ours = writing(name, corpus, settings, torch.arange(N_CLIPS), with_cache)
         reference = writing(name, padded, plain, torch.arange(4), q3.greedy_decode)
         compare(name, "decoding", ours, reference)
 

@@ -1,18 +1,15 @@
-"""How long README's two commands take a new user: from a fresh clone, installation included.
+"""How long README's two commands take from a fresh clone, installation included.
 
-    python tests/bench_commands.py        a quarter of an hour, on a machine that does nothing else
+    python -m bench.commands        a quarter of an hour, on a machine that does nothing else
 
-The package caches are empty. Writes report/results/times.json, which `make readme` shows.
+Packages are downloaded again. Writes report/results/times.json, which `make readme` shows.
 """
 
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import runs
 
@@ -20,7 +17,7 @@ import torch
 
 
 def seconds_of(target):
-    """What `make <target>` takes in a new clone of the last commit."""
+    """How long `make <target>` takes in a new clone of the last commit."""
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "clone"
         subprocess.run(["git", "clone", "--quiet", runs.ROOT, clone], check=True)

@@ -1,20 +1,17 @@
-"""How fast Q1's linear attention is: every function in turn in one run, on four shapes.
+"""How fast Q1's linear attention is, on four shapes, against exact attention.
 
-    python tests/bench_q1.py        about a minute
+    python -m bench.q1        about a minute
 
-Prints the machine and, for each shape, the milliseconds of `linear_attention` (three terms,
-float32), of torch's fused exact attention, of the formula as written, and of the matrix products
-alone, which none can do without; and how many times linear_attention's the first two are, with the
-aim. Medians over rounds, with the smallest and the largest. A busy machine shows: every function is
-many small steps of two threads, which wait for each other.
+Prints, for each shape, the milliseconds of `linear_attention` (three terms, float32), of torch's
+fused exact attention, of the formula as written, and of its matrix products alone, which are the
+limit; then how many times as long as `linear_attention` the second and third take. The functions
+run in turn; each number is the median over the rounds, with the least and the greatest. Measure on
+a machine that does nothing else: the threads wait for each other after every small step.
 """
 
 import functools
 import statistics
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import q1_linear_attention as q1
 import q1_measure
 import runs
@@ -23,17 +20,17 @@ import torch
 import torch.nn.functional as F
 
 ROUNDS = 9
-SHAPES = {  # heads, L, D: aims, at least so many times as long as linear_attention
+SHAPES = {  # (heads, L, D): how many times as long as linear_attention it should take at least
     (1, 16384, 64): {"fused": 4, "as written": 5},
     (1, 16384, 32): {"fused": 10, "as written": 5},
     (1, 16384, 16): {"fused": 25, "as written": 5},
     (8, 4096, 64): {"fused": 1.1, "as written": 5},
 }
-CHUNK = 512  # positions whose features are in the cache when they are multiplied
+CHUNK = 512  # positions: few enough that their features stay in the processor's cache
 
 
 def products_alone(features, sums, V):
-    """Every matrix product of linear attention, of features and sums that are there already."""
+    """The matrix products of linear attention, with features and sums computed beforehand."""
     for _ in range(V.shape[-2] // CHUNK):
         features @ V[..., :CHUNK, :]
         last = features.mT @ sums
@@ -41,7 +38,7 @@ def products_alone(features, sums, V):
 
 
 def functions(Q, K, V):
-    """{name: function without arguments}, on inputs (1, heads, L, D)."""
+    """{name: function without arguments} for inputs (1, heads, L, D)."""
     M = q1.reduced_feature_dim(Q.shape[-1])
     features = torch.randn(*Q.shape[:-2], M, CHUNK)
     sums = torch.randn(*Q.shape[:-2], M, Q.shape[-1])
@@ -73,7 +70,7 @@ def main():
         for name, times in seconds.items():
             line = f"  {name:18}{spread([1e3 * t for t in times], '.1f') + ' ms':32}"
             if name in aims:
-                pairs = zip(times, seconds["linear_attention"])  # round by round
+                pairs = zip(times, seconds["linear_attention"], strict=True)  # round by round
                 ratios = spread([slow / fast for slow, fast in pairs], ".1f")
                 line += f"{ratios} times linear_attention's (aim: at least {aims[name]})"
             print(line)

@@ -77,7 +77,7 @@ def q1_4_with_smaller_heads_linear_attention_grows_more_slowly(results):
 @claim
 def q1_4_with_D_time_grows_less_than_counted(results):
     measured, counted = q1.growth_by_D(results["q1"]), q1.growth_by_count(results["q1"])
-    return all(max(row) < n for row, n in zip(measured, counted))
+    return all(max(row) < n for row, n in zip(measured, counted, strict=True))
 
 
 @claim
@@ -235,7 +235,7 @@ def q2_3_max_pooling_does_not_lead_by_more_on_moved_images(results):
     moved = [
         [mean(q2.shifted(runs[name], n)) for n in range(4)] for name in ("pool150", "strided150")
     ]
-    at_rest, *leads = (pool - strided for pool, strided in zip(*moved))
+    at_rest, *leads = (pool - strided for pool, strided in zip(*moved, strict=True))
     return max(leads) < at_rest
 
 
@@ -295,7 +295,9 @@ def both(results):
 
 
 def in_every_seed(results, predicate):
-    return all(predicate(lstm, transformer) for lstm, transformer in zip(*both(results)))
+    return all(
+        predicate(lstm, transformer) for lstm, transformer in zip(*both(results), strict=True)
+    )
 
 
 @claim
@@ -421,7 +423,7 @@ def q3_3_the_mean_similarity_is_not_settled_over_the_seeds(results):
 @claim
 def q3_3_the_lstm_derails_more_often_by_the_other_count_too(results):
     lstm, transformer = (q3.derailed_counts(results, d) for d in q3.NAMES)
-    return all(a["derails"] > 2 * b["derails"] for a, b in zip(lstm, transformer))
+    return all(a["derails"] > 2 * b["derails"] for a, b in zip(lstm, transformer, strict=True))
 
 
 @claim

@@ -31,7 +31,7 @@ def draw_rates(results, epochs, out):
     figure, (left, *panels) = utils.pyplot().subplots(
         1, 4, figsize=(6.8, 1.75), layout="constrained"
     )
-    for i, (axes, rate) in enumerate(zip(panels, q2.RATES)):
+    for i, (axes, rate) in enumerate(zip(panels, q2.RATES, strict=True)):
         runs = q2.network(results, "maxpool", rate, epochs)
         losses = [[row["train_loss"] for row in run["epochs"]] for run in runs]
         accuracies = [[row["val_accuracy"] for row in run["epochs"]] for run in runs]
@@ -65,10 +65,10 @@ def draw_curves(results, out):
     figure, rows = utils.pyplot().subplots(
         2, 3, figsize=(6.8, 3.8), sharex=True, sharey="col", layout="constrained"
     )
-    for panels, (decoder, title) in zip(rows, NAMES.items()):
+    for panels, (decoder, title) in zip(rows, NAMES.items(), strict=True):
         runs = q3.full_runs(results, decoder)
         without = results[f"q3-{decoder}-full-handed-out"]["epochs"]
-        for axes, (ylabel, curves) in zip(panels, CURVES.items()):
+        for axes, (ylabel, curves) in zip(panels, CURVES.items(), strict=True):
             for key, (colour, style) in curves.items():
                 values = [[row[key] for row in run["epochs"]] for run in runs]
                 x = range(1, len(values[0]) + 1)
@@ -128,7 +128,7 @@ def draw_derailed(results, out):
     titles = ("LSTM: a loop", "transformer: the same", "transformer: a loop", "LSTM: a jump")
     maps = results["q3-derailed"]["maps"]
     figure, panels = utils.pyplot().subplots(1, 4, figsize=(7.2, 2.7), layout="constrained")
-    for axes, title, shown in zip(panels, titles, maps):
+    for axes, title, shown in zip(panels, titles, maps, strict=True):
         weights = np.array(shown["percent"]) / 100  # (letters, time)
         extent = (0, shown["seconds"], -0.5, len(weights) - 0.5)
         options = {"origin": "lower", "aspect": "auto", "cmap": "Blues"}

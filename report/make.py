@@ -110,7 +110,7 @@ def names_in(text):
         uses = re.findall(rf"\b({called})\b((?:\.at\(\d+\)|\.[A-Za-z]\w*)*)", line)
         names = [(whole[first] + rest).lstrip(".") for first, rest in uses]
         if match := LET.match(line):
-            whole |= zip(match[1].split(", "), names)
+            whole |= zip(match[1].split(", "), names, strict=True)
         elif not line.startswith("//"):
             found += [(name, number) for name in names if "." in name]
     return found
@@ -131,7 +131,7 @@ def changes(before, now):
         old, new = before[name]["value"], now[name]["value"]
         pairs = [(old, new)]
         if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-            pairs = zip(old, new)  # a table: its rows
+            pairs = zip(old, new, strict=True)  # a table: its rows
         used = now[name]["used"]
         lines += [f"{name}: {a} -> {b}, used in {used}" for a, b in pairs if a != b]
     return lines

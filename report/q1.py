@@ -16,7 +16,7 @@ def numbers(results):
     D, L = dims[-1], common_length(q1)
     linear, fused = curve(q1, "linear", D), curve(q1, "softmax, fused", D)
     three = next(row for row in q1["approximation"] if row["n_terms"] == 3)
-    errors = list(zip(three["score_scale"], three["error"]))
+    errors = list(zip(three["score_scale"], three["error"], strict=True))
     even = [row for row in q1["approximation"] if row["n_terms"] % 2 == 0]
     crossings = [row for row in q1["crossover"] if row["against"] == "softmax, fused"]
     (many_heads,) = q1["many_heads_crossover"]
@@ -123,7 +123,7 @@ def growth_by_D(q1):
     for small, big in pairwise(curve(q1, "linear", D) for D in q1["config"]["dims"]):
         lengths = small["slope_lengths"]
         times = [[at_length(row, L, "seconds") for L in lengths] for row in (small, big)]
-        rows.append([b / a for a, b in zip(*times)])
+        rows.append([b / a for a, b in zip(*times, strict=True)])
     return rows
 
 

@@ -57,7 +57,7 @@ def numbers(results):
         "compared_rows": compared_rows(runs),
         "network_rows": network_rows(runs),
     }
-    for name, rate in zip(("high", "middle", "low"), RATES):
+    for name, rate in zip(("high", "middle", "low"), RATES, strict=True):
         for end, epochs in (("", ""), ("150", "-epochs150")):
             numbers[name + end] = scores_of(network(results, "maxpool", rate, epochs))
     numbers |= {name: scores_of(found) for name, found in runs.items()}

@@ -134,7 +134,7 @@ def clip_pairs(results):
     """For each seed (n, 2): the similarity of the LSTM and of the transformer on every clip."""
     both = [full_runs(results, decoder) for decoder in NAMES]
     columns = [[run["clips"][SIMILARITY] for run in runs] for runs in both]
-    return [np.column_stack(pair) for pair in zip(*columns)]
+    return [np.column_stack(pair) for pair in zip(*columns, strict=True)]
 
 
 def is_exact(similarities):
@@ -212,7 +212,9 @@ def dl_less_jaccard(runs, derailed):
 def n_running_on(run):
     """The clips whose text is longer than the true one by more than a quarter."""
     clips = run["clips"]
-    return sum(written > 1.25 * n for n, written in zip(clips["letters"], clips["written"]))
+    return sum(
+        written > 1.25 * n for n, written in zip(clips["letters"], clips["written"], strict=True)
+    )
 
 
 def ends_in_a_loop(text, n=36):
@@ -306,7 +308,7 @@ def clip_rows(results):
     rows = []
     for key, title in titles.items():
         rows.append([title, *(f"{n:,}" for count in counts for n in count[key])])
-    seeds = zip(*(full_runs(results, decoder) for decoder in NAMES))
+    seeds = zip(*(full_runs(results, decoder) for decoder in NAMES), strict=True)
     n_long = [str(n_running_on(run)) for pair in seeds for run in pair]
     return [*rows, ["more than a quarter too long", *n_long]]
 

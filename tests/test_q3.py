@@ -209,7 +209,7 @@ def test_ctc_loss_equals_torchs_clip_by_clip():
     text = torch.tensor([utils.encode("aab"), [*utils.encode("b"), PAD, PAD]])
     n_frames = torch.tensor([12, 5])
     expected = []
-    for row, n, letters in zip(logits, n_frames, ("aab", "b")):
+    for row, n, letters in zip(logits, n_frames, ("aab", "b"), strict=True):
         target = torch.tensor(utils.encode(letters)[1:-1])
         log_p = row[:n].log_softmax(dim=-1)
         loss = nn.CTCLoss(blank=PAD, reduction="sum")(log_p, target, n, torch.tensor(len(target)))
@@ -284,7 +284,7 @@ def test_resumed_training_equals_uninterrupted(tmp_path, monkeypatch):
     cut.settings.resume = 1
     resumed_model, resumed = train(cut, "transformer")
     assert numbers(resumed) == numbers(result) and resumed["resumed"][0]["after_epoch"] == 2
-    for a, b in zip(model.parameters(), resumed_model.parameters()):
+    for a, b in zip(model.parameters(), resumed_model.parameters(), strict=True):
         assert torch.equal(a, b)
     _, again = train(cut, "transformer")  # complete by now: nothing is trained, and it is told
     assert [part["after_epoch"] for part in again["resumed"]] == [2, 3]

@@ -109,9 +109,9 @@ def test_a_seed_is_that_of_python_numpy_and_torch():
     runs.configure_seed(5)
     assert torch.backends.cudnn.deterministic
     first = draw()
-    assert all(a != b for a, b in zip(draw(), first))
+    assert all(a != b for a, b in zip(draw(), first, strict=True))
     runs.configure_seed(6)
-    assert all(a != b for a, b in zip(draw(), first))
+    assert all(a != b for a, b in zip(draw(), first, strict=True))
     runs.configure_seed(5)
     assert draw() == first
 

@@ -14,6 +14,7 @@ import numpy as np
 import PIL.Image
 import torch
 from matplotlib.colors import PowerNorm
+from rapidfuzz.distance import Levenshtein
 
 plt = utils.pyplot()
 
@@ -325,6 +326,16 @@ def attention_maps(models, clip, text):
     axes[0, 0].set(ylabel="Letter being written, from the top")
     figure.colorbar(picture, ax=axes, label="Weight")
     return figure
+
+
+def marked(true, written):
+    """`written` as HTML: what differs from the `true` text is bold, ‸ where letters are missing."""
+    parts = []
+    for tag, _, _, start, stop in Levenshtein.opcodes(true, written):
+        part = written[start:stop] or "‸"
+        is_same = tag == "equal"
+        parts.append(part if is_same else f"<b>{part}</b>")
+    return "".join(parts)
 
 
 # ------------------------------------------------------------------------------- in slow motion

@@ -171,6 +171,23 @@ def command_line():
     return shlex.join(["python", *program, *sys.argv[1:]])
 
 
+# ------------------------------------------------------------------------ a notebook's settings
+def is_number(value):
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def is_whole(value):
+    return isinstance(value, int) and value >= 0
+
+
+def check_settings(settings, names, wanted, is_right):
+    """UserError for the first of these settings, named in one text, that is not what is wanted."""
+    for name in names.split():
+        value = getattr(settings, name)
+        if not is_right(value):
+            raise UserError(f"{name} must be {wanted}, not {value!r}; correct it.")
+
+
 # -------------------------------------------------------------------- a notebook's definitions
 def changed(settings, **values):
     """A copy of the settings with these values."""

@@ -337,7 +337,7 @@ CHANGES = {  # setting: (another value, the stages at which something differs)
     "max_text_len": (5, {"tokens", "weights", "first loss", "second loss"}),  # and the clock
     "seed": (43, EVERYTHING),
     # where and how, not what: tested with what they are for
-    **dict.fromkeys(("data", "out", "decoders", "bf16", "device", "resume", "tag")),
+    **dict.fromkeys(("data", "out", "decoders", "bf16", "device", "resume", "tag", "show")),
 }
 
 

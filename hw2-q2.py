@@ -427,7 +427,7 @@ def plot(curves, legend, name, out, source):
         legend += f"; mean of {n_seeds} seeds, band: least to greatest"
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, title=legend, loc="outside lower center", ncols=len(labels), frameon=False
+        handles, labels, title=legend, loc="outside upper center", ncols=len(labels), frameon=False
     )
     utils.save_figure(figure, out, name, source)
 

@@ -368,7 +368,7 @@ def draw_scaling(result: dict, key: str) -> tuple:
     for name, line in LINES.items():
         handles.append(plt.Line2D([], [], color="gray", linestyle=line, label=name))
     close = {"handlelength": 1.8, "handletextpad": 0.5, "columnspacing": 1}
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, **close)
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, **close)
     return figure, axes
 
 

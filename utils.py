@@ -40,14 +40,14 @@ def pyplot() -> ModuleType:
 
 
 def save_figure(figure, out, name, source):
-    """Save `figure`, labelled with its data's source, as `out`/figures/`name`.pdf and .png.
+    """Save `figure`, its data's source under it, as `out`/figures/`name`.pdf and .png.
 
     Returns the figure. The same figure gives the same bytes: no date is written, and both files are
     laid out as the PDF, in which the width of a letter does not depend on pixels.
     """
-    letters_in_a_line = int(17 * figure.get_figwidth())
+    letters_in_a_line = int(19 * figure.get_figwidth())
     label = textwrap.fill(f"data: {source}", letters_in_a_line, break_on_hyphens=False)
-    figure.suptitle(label, fontsize=8, color="dimgray", parse_math=False)
+    figure.supxlabel(label, fontsize=7, color="dimgray", parse_math=False)
     for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", None)):
         path = Path(out) / "figures" / f"{name}.{suffix}"
         with runs.write_atomically(path) as temporary:

@@ -22,7 +22,7 @@ def test_a_figure_names_its_data_and_is_the_same_bytes_again(tmp_path):
     def save(folder):
         figure = utils.pyplot().figure(figsize=(2, 1))
         assert utils.save_figure(figure, tmp_path / folder, "a", "made up_$") is figure
-        assert figure.get_suptitle().replace("\n", " ") == "data: made up_$"
+        assert figure.get_supxlabel().replace("\n", " ") == "data: made up_$"
         return {path.name: path.read_bytes() for path in (tmp_path / folder / "figures").iterdir()}
 
     files = save("first")

@@ -25,7 +25,7 @@ UNREAD := $(filter-out $(READ),$(GIVEN))
 HINT := flags go into ARGS, as in make q2 ARGS="-epochs 5" or make q3 ARGS="epochs=5"
 $(if $(UNREAD),$(error make $(MAKECMDGOALS) does not read $(UNREAD); $(HINT)))
 
-# Where this is set, as in some containers, every start compiles torch anew: 4 to 15 s.
+# Some containers set this. Then Python compiles torch's files at every start: 4 to 15 s.
 unexport PYTHONDONTWRITEBYTECODE
 
 # Where DATA is the sample, it is made first.
@@ -58,7 +58,7 @@ test: .venv/ready-dev  ## the tests (ARGS: flags of pytest)
 
 data: .venv/ready  ## fetch the real OCTMNIST (55 MB) and LJ Speech (2.6 GB) into data/
 	"$(PY)" download_octmnist.py -root data
-	"$(PY)" -c "import utils; utils.download_ljspeech('data')"
+	"$(PY)" -m tools.download_ljspeech -root data
 
 sample: images speech  ## write the synthetic stand-ins into sample/
 

@@ -57,7 +57,7 @@ def picture(model, samples, written):
     return figure
 
 
-def write_down(model, path):
+def text_and_picture(model, path):
     """The text of a recording, and a figure of where the decoder listened, as far as it fits.
 
     If the recording has no text, what is wrong with it stands in brackets in its place.
@@ -92,7 +92,7 @@ def main(args):
         gradio = import_gradio()
 
         def answer(path):
-            return write_down(model, path) if path else ("", None)
+            return text_and_picture(model, path) if path else ("", None)
 
         with gradio.Blocks(title="Speech to text, letter by letter") as page:
             sound = gradio.Audio(

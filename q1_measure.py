@@ -31,7 +31,7 @@ EXAMPLE_SCALES = (1, 6)  # largest |q·k| of the example whose weights are drawn
 SCALES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 24.0)  # largest |q·k| of an approximation
 IF_MEMORY_RUNS_OUT = "a smaller -max_memory or shorter -seq_lens"
 METHODS = ("linear", "softmax, fused", "softmax, plain")  # whose time and memory are measured
-MANY_HEADS, MANY_HEADS_UNTIL = 8, 8192  # the first two once more, up to this length
+MANY_HEADS, MANY_HEADS_UNTIL = 8, 8192  # heads, and up to which length they are measured
 
 
 # ------------------------------------------------------------- how good is the approximation? Q1.3

@@ -167,7 +167,7 @@ def discard_stdout():
 def command_line():
     """The command that is running, as one would type it: `python hw2-q2.py -epochs 3`."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    program = ["-m", spec.name] if spec else [sys.argv[0]]  # of `python -m tools.letters`
+    program = ["-m", spec.name] if spec else [sys.argv[0]]  # started as `python -m tools.letters`
     return shlex.join(["python", *program, *sys.argv[1:]])
 
 
@@ -437,22 +437,16 @@ def new_result(question, run, command, config, data, device):
 
 
 def plain_values(value):
-    """`value` with Python's own numbers for scalars and arrays of NumPy and torch, at any depth."""
+    """`value` as JSON and checkpoints hold it, at any depth.
+
+    Numbers of NumPy and torch become Python's own; NaN and infinity, which JSON lacks, None.
+    """
+    if hasattr(value, "tolist"):  # NumPy's and torch's
+        value = value.tolist()
     if isinstance(value, dict):
         return {plain_values(key): plain_values(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain_values(item) for item in value]
-    if hasattr(value, "tolist"):  # NumPy's and torch's
-        return value.tolist()
-    return value
-
-
-def _finite(value):
-    """`value` with null in place of NaN and infinity, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -460,7 +454,7 @@ def _finite(value):
 
 def save_result(out, result):
     """Write `result`, a dict that starts as `new_result`, to `out`/results/<run>.json."""
-    text = json.dumps(_finite(plain_values(result)), indent=1, allow_nan=False) + "\n"
+    text = json.dumps(plain_values(result), indent=1, allow_nan=False) + "\n"
     with write_atomically(Path(out) / "results" / f"{result['run']}.json") as temporary:
         temporary.write_text(text, encoding="utf-8")
 

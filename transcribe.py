@@ -40,7 +40,7 @@ VAD_RATE = 16_000  # Hz, which the speech detector was made for
 def speech_detector():
     """Silero's speech detector and the function that runs it: (model, function)."""
     n_threads = torch.get_num_threads()
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # else onnxruntime reports its use to its makers
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime would send what it is used for
     import silero_vad
 
     torch.set_num_threads(n_threads)  # the import sets it to 1

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-HALF_PAGE = (3.4, 2.6)  # inches; the report shows figures as large as they are drawn
+HALF_PAGE = (3.4, 2.6)  # inches
 
 
 # ------------------------------------------------------------------------------------------- plots

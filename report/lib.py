@@ -36,14 +36,14 @@ def matching(results, pattern):
     return found
 
 
-def last(runs, key):
+def last(group, key):
     """What each run measured after its last epoch."""
-    return [run["epochs"][-1][key] for run in runs]
+    return [run["epochs"][-1][key] for run in group]
 
 
-def test(runs, key):
+def test(group, key):
     """What each run measured on the test split."""
-    return [run["test"][key] for run in runs]
+    return [run["test"][key] for run in group]
 
 
 # --------------------------------------------------------------------------------- numbers as text

@@ -4,8 +4,8 @@
     python -m report.make -out build/sample   build/sample/results.pdf: the sheet
 
 The text is report/*.typ. It asks for numbers by name, `#n.rate_short`; they come from q1.py, q2.py
-and q3.py. Those that the text uses are kept in report/numbers.json, and where one has changed since
-it is listed with the lines that use it: read these sentences again. claims.py checks what the
+and q3.py. Those that the text uses are kept in report/numbers.json. When one of them changes, it is
+listed with the lines that use it: read these sentences again. claims.py checks what the
 sentences say beyond numbers. The Typst compiler and its fonts come with the package `typst`; the
 same results give the same PDF, byte for byte.
 """

@@ -23,8 +23,8 @@ def causal(*inputs, **options):
     return Z
 
 
-LINEAR = [q1.taylor_attention, q1.linear_attention_as_written, q1.linear_attention]
-APPROXIMATE = [*LINEAR, causal]
+NOT_CAUSAL = [q1.taylor_attention, q1.linear_attention_as_written, q1.linear_attention]
+APPROXIMATE = [*NOT_CAUSAL, causal]
 ATTENTIONS = [q1.softmax_attention, *APPROXIMATE]
 
 
@@ -102,7 +102,7 @@ def test_features_multiply_to_the_series(feature_map, n_features, D, n_terms):
 def test_linear_equals_quadratic_for_every_chunk(L, n_terms, monkeypatch):
     Q, K, V = normal(3, L, 4, scale=0.3)
     expected = quadratic(Q, K, V, n_terms)
-    for attention in LINEAR:
+    for attention in NOT_CAUSAL:
         assert_close(attention(Q, K, V, n_terms), expected)
     for chunk in {1, 2, 32, L // 2 + 1, max(L - 1, 1), L, L + 1}:
         monkeypatch.setattr(q1, "chunk_length", lambda *_, chunk=chunk: chunk)
@@ -152,7 +152,7 @@ def test_gradients_are_those_of_finite_differences(attention, monkeypatch):
 
 
 def test_numpy_integers_are_taken():
-    """np.int64(3) was once refused as "no whole number"."""
+    """NumPy's whole numbers are whole numbers."""
     Q, K, V = normal(3, 6, 3)
     for attention in APPROXIMATE:
         assert_close(attention(Q, K, V, np.int64(3)), attention(Q, K, V, 3))
@@ -206,7 +206,7 @@ def test_a_state_of_something_else_is_refused():
 
 @pytest.mark.parametrize("chunk", [16, 128])
 def test_causal_rows_are_right_before_one_very_long_key(chunk, monkeypatch):
-    """This was once refused because of that key, which the rows before it do not see."""
+    """The rows before it do not see that key, so their weights are not refused."""
     monkeypatch.setattr(q1, "CAUSAL_CHUNK", chunk)
     Q, K, V = normal(3, 64, 8, dtype=torch.float32)
     K[-1] *= 30_000
@@ -218,7 +218,7 @@ def test_batches_cross_attention_and_other_value_sizes():
     Q, K, V = normal(2, 3, 9, 4), normal(2, 3, 14, 4, seed=1), normal(2, 3, 14, 6, seed=2)
     expected = quadratic(Q, K, V)
     heads = [x.transpose(0, 1) for x in (Q, K, V)]  # not contiguous, as heads are after a split
-    for attention in LINEAR:
+    for attention in NOT_CAUSAL:
         assert_close(attention(Q, K, V), expected)
         assert_close(attention(*heads).transpose(0, 1), expected)
 

@@ -649,7 +649,7 @@ def search_inputs(model, clip):
 
 
 def test_numbers_of_numpy_and_torch_in_an_epochs_row_are_saved_and_resumed(tmp_path, monkeypatch):
-    """Field case: the training went on, was saved, and its checkpoint could not be read."""
+    """A checkpoint that holds them could not be read with weights_only=True."""
     space = space_for(tmp_path, epochs=2)
     evaluate = space.evaluate
 

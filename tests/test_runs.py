@@ -81,7 +81,7 @@ def test_a_lost_or_copied_tag_is_one_sentence(tmp_path, n_cells):
 
 
 def test_auto_takes_a_gpu_only_if_it_can_compute(monkeypatch, capsys):
-    """Field case: a card for which this torch has no kernels."""
+    """As on a card for which this torch has no kernels."""
 
     def refuse(*_, **__):
         raise RuntimeError("no kernel image is available for execution on the device")
@@ -334,7 +334,7 @@ def test_files_that_cannot_be_read_or_written_are_one_sentence(tmp_path):
 
 
 def test_a_missing_package_keeps_its_traceback_and_python_goes_on(tmp_path):
-    """Field case: `import runs`, then a mistyped import, ended an interactive Python."""
+    """An import of `runs` changes nothing for later mistakes."""
     lines = "import runs\nimport no_such_package\nprint('goes on')\n"
     process = run_python("-i", "-c", "", input=lines)
     assert "No module named 'no_such_package'" in process.stderr

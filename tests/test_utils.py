@@ -1,16 +1,15 @@
-"""utils.py: tokens, sound, features, batches, and LJ Speech's files, whole and broken.
+"""utils.py: tokens, sound, features, batches, and the files of both data sets, whole and broken."""
 
-OCTMNIST's file is tested with its question, in test_q2.py.
-"""
-
+import hashlib
 import os
 from pathlib import Path
 
 import utils
-from conftest import write_corpus
+from conftest import oct_arrays, write_corpus
 from runs import UserError
 from utils import PAD, START, STOP, VOCABULARY
 
+import medmnist
 import numpy as np
 import pytest
 import soundfile
@@ -27,6 +26,63 @@ def test_a_figure_names_its_data_and_is_the_same_bytes_again(tmp_path):
 
     files = save("first")
     assert sorted(files) == ["a.pdf", "a.png"] and save("second") == files
+
+
+# ---------------------------------------------------------------------------------------- OCTMNIST
+BAD_ARRAYS = {
+    "has no entry 'val_labels'": lambda a: a.pop("val_labels"),
+    r"is uint8 \(20, 32, 32\)": lambda a: a.update(test_images=np.zeros((20, 32, 32), np.uint8)),
+    "has a label 7": lambda a: a["test_labels"].__setitem__(0, 7),
+    r"classes \[0, 1\], not 0 to 3": lambda a: a["train_labels"].__imod__(2),  # another dataset
+    "has 0 entries": lambda a: a.update(
+        val_images=np.zeros((0, 28, 28), np.uint8), val_labels=np.zeros((0, 1), np.uint8)
+    ),
+    "not in MedMNIST's format": lambda a: a.update(source=np.array([{"a": 1}], dtype=object)),
+}
+
+
+@pytest.mark.parametrize("message", BAD_ARRAYS)
+def test_wrong_arrays_are_named(tmp_path, message):
+    arrays = oct_arrays()
+    BAD_ARRAYS[message](arrays)
+    np.savez(tmp_path / "octmnist.npz", **arrays)
+    with pytest.raises(UserError, match=message):
+        utils.load_oct_data(tmp_path)
+
+
+def test_the_official_file_is_known_by_its_checksum_and_another_says_what_it_is(
+    tmp_path, monkeypatch
+):
+    assert utils.OCTMNIST_MD5 == medmnist.INFO["octmnist"]["MD5"]
+    path = tmp_path / "octmnist.npz"
+    np.savez(path, **oct_arrays())
+    assert utils.load_oct_data(tmp_path)[1]["source"] == "octmnist.npz of unknown origin"
+    np.savez(path, source="drawings", **oct_arrays())
+    assert utils.load_oct_data(tmp_path)[1]["source"] == "drawings"
+    monkeypatch.setattr(utils, "OCTMNIST_MD5", hashlib.md5(path.read_bytes()).hexdigest())
+    assert utils.load_oct_data(tmp_path)[1]["source"] == "OCTMNIST"
+
+
+@pytest.mark.parametrize("key", ["train_labels", "val_images", "test_images", "test_labels"])
+def test_the_hash_is_of_every_image_and_label(tmp_path, key):
+    found = set()
+    for change in (0, 1):
+        arrays = oct_arrays()
+        arrays[key][-1] = 3 - change
+        np.savez(tmp_path / "octmnist.npz", **arrays)
+        found.add(utils.load_oct_data(tmp_path)[1]["sha256"])
+    assert len(found) == 2
+
+
+def test_damage_is_seen_wherever_it_is(oct_folder):
+    path = oct_folder / "octmnist.npz"
+    whole = path.read_bytes()
+    middle = len(whole) // 2  # within compressed images
+    flipped = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
+    for damaged in (b"", whole[:middle], whole[:-1], flipped):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="damaged"):
+            utils.load_oct_data(oct_folder)
 
 
 # ------------------------------------------------------------------------------------------ tokens

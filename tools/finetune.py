@@ -5,8 +5,8 @@
 -spoken: a folder from `make_sample_data -metadata`, all of LJ Speech's transcripts in a neural
 voice. -data: a folder with a few hundred real clips. Both trainings are the notebook's, of its
 transformer decoder, except that each clip is varied anew every time it is used: its pace, the
-length of the throat, the echo of a room, noise. For LJ Speech's one voice that would only make
-clips harder; it is meant for voices and rooms that were not heard in training.
+length of the throat, the echo of a room, noise. That is for voices and rooms that are not in the
+training data; on LJ Speech's one voice alone it would gain nothing.
 
 Saves OUT/varied/checkpoints/q3-transformer.pt and, with the weights of the fine-tuning's epoch that
 was best on validation, OUT/finetuned/checkpoints/q3-transformer.pt; results beside them.

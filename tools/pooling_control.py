@@ -1,7 +1,7 @@
 """A control for Q2.3: the max-pool network with *average* pooling in place of the maximum.
 
-    python -m tools.pooling_control -data FOLDER -out report
-    python -m tools.pooling_control -data FOLDER -out report -epochs 15 -learning_rate 0.1
+    python -m tools.pooling_control -data FOLDER
+    python -m tools.pooling_control -data FOLDER -epochs 15 -learning_rate 0.1
 
 Like max-pooling, averaging computes the convolution at every position; like a stride, it does not
 pick the largest value. Trains five seeds, by default with the settings of the report's comparison,

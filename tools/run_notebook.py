@@ -38,7 +38,7 @@ def read_parameters(words):
         except (ValueError, SyntaxError):
             given[name] = text
         if name in ("data", "out"):
-            given[name] = text  # whatever it is called
+            given[name] = text  # a folder may be called 123
     runs.refuse_unknown_parameters(NOTEBOOK, given)
     given.setdefault("data", runs.parameters_of(NOTEBOOK)["data"])
     given.setdefault("out", runs.default_out(given["data"]))

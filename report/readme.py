@@ -74,16 +74,18 @@ def table(header, rows):
     return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
 
 
-def write_between(path, **blocks):
+BEGIN, END = "<!-- {}: written by make readme -->", "<!-- end of {} -->"
+
+
+def write_between(path, blocks, begin=BEGIN, end=END):
     """Write {name: lines} into a Markdown file, each between its two markers of that name."""
     text = path.read_text(encoding="utf-8")
     for name, lines in blocks.items():
-        begin, end = f"<!-- {name}: written by make readme -->", f"<!-- end of {name} -->"
-        before, found_begin, rest = text.partition(begin)
-        _, found_end, after = rest.partition(end)
+        before, found_begin, rest = text.partition(begin.format(name))
+        _, found_end, after = rest.partition(end.format(name))
         if not found_begin or not found_end:
             raise UserError(f"{path} has lost the markers around its {name}; restore them.")
-        text = "\n".join([before + begin, *lines, end + after])
+        text = "\n".join([before + found_begin, *lines, found_end + after])
     with runs.write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
@@ -92,12 +94,13 @@ def main(args):
     results = lib.read_results(lib.ROOT / "report")
     rows = table(["question", "result", "data"], result_rows(results))
     times = [sentence_of_times(results["times"])]
-    write_between(lib.ROOT / "README.md", times=times, results=rows)
+    write_between(lib.ROOT / "README.md", {"times": times, "results": rows})
 
     header = ["recordings", "how many", "similarity", "word error rate", "letter error rate"]
     scores = table(header, model_rows(results["q3-model"]))
     facts = table(["", ""], model_facts(results["q3-model"]))
-    write_between(lib.ROOT / "report" / "models" / "README.md", facts=facts, scores=scores)
+    card = lib.ROOT / "report" / "models" / "README.md"
+    write_between(card, {"facts": facts, "scores": scores})
 
 
 if __name__ == "__main__":

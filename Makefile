@@ -17,6 +17,8 @@ READ_BY_q3 := DATA OUT ARGS
 READ_BY_run := DATA OUT
 READ_BY_transcribe := WAV
 READ_BY_model := METADATA DATA
+READ_BY_evidence := DATA ARGS
+READ_BY_exercises := ARGS
 READ_BY_report := OUT
 READ_BY_test := ARGS
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
@@ -36,8 +38,8 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test data sample images speech q1 q2 q3 notebook transcribe demo model report \
-	readme submission bench lint
+.PHONY: help run test data sample images speech q1 q2 q3 notebook transcribe demo model evidence \
+	exercises report readme submission bench lint
 
 help:  ## list the targets
 	@awk -F ':.*## *' '/^[a-z0-9]+:.*##/ {printf "%-12s%s\n", $$1, $$2}' Makefile
@@ -100,6 +102,12 @@ model: .venv/ready  ## make transcribe's model again: METADATA= is spoken, DATA=
 	"$(PY)" -m tools.make_model -data "$(DATA)" \
 		-checkpoint build/model/finetuned/checkpoints/q3-transformer.pt
 	"$(PY)" -m report.readme
+
+evidence: .venv/ready  ## make the committed results again (hours; `python -m tools.evidence` lists them)
+	"$(PY)" -m tools.evidence -all -data "$(DATA)" $(ARGS)
+
+exercises: .venv/ready speech  ## do the exercises of EXERCISES.md and write down what comes out
+	"$(PY)" -m tools.exercises $(ARGS)
 
 report: OUT := report
 report: .venv/ready  ## report.pdf, and which numbers changed; of another OUT results.pdf

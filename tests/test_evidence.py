@@ -6,9 +6,10 @@ import shlex
 import subprocess
 
 import runs
+import utils
 from conftest import ROOT, oct_arrays, write_corpus
 from runs import UserError
-from tools import evidence, pooling_control, run_notebook
+from tools import evidence, part_of_ljspeech, pooling_control, run_notebook
 
 import numpy as np
 import pytest
@@ -107,6 +108,24 @@ def test_results_of_another_command_and_edited_files_are_refused(folder, monkeyp
         evidence.main(evidence.make_parser().parse_args(["q1"]))
     with pytest.raises(UserError, match="there is no entry q9"):
         evidence.main(evidence.make_parser().parse_args(["q9"]))
+
+
+def test_part_of_ljspeech_copies_the_clips_that_are_named(tmp_path, monkeypatch):
+    source = write_corpus(tmp_path)
+    names = ["LJ001-0002", "LJ001-0007"]
+    monkeypatch.setattr(part_of_ljspeech, "IDS", tmp_path / "ids")
+    (tmp_path / "ids").write_text("\n".join(names))
+    words = ["-data", str(tmp_path), "-out", str(tmp_path / "part")]
+    args = part_of_ljspeech.make_parser().parse_args(words)
+    part_of_ljspeech.main(args)
+    part = tmp_path / "part" / "LJSpeech-1.1"
+    assert [row[0] for row in utils.read_metadata(part / "metadata.csv")] == names
+    for name in names:
+        assert (part / "wavs" / f"{name}.wav").read_bytes() == (
+            source / "wavs" / f"{name}.wav"
+        ).read_bytes()
+    with pytest.raises(UserError, match="is there already"):
+        part_of_ljspeech.main(args)
 
 
 def test_every_committed_result_is_of_a_clean_commit_or_told_as_older():

@@ -58,20 +58,42 @@ def picture(model, samples, written):
 
 
 def text_and_picture(model, path):
-    """The text of a recording, and a figure of where the decoder listened, as far as it fits.
+    """Yield the text of a recording, longer with each stretch of speech, and at last a figure, too.
 
-    If the recording has no text, what is wrong with it stands in brackets in its place.
+    The figure shows where the decoder listened, as far as it fits. If the recording has no text,
+    what is wrong with it stands in brackets in its place.
     """
     try:
         samples = utils.read_audio(path, name="The recording")
     except runs.UserError as error:
-        return f"({error})", None
-    written = transcribe.transcribe_samples(model, samples)
+        yield f"({error})", None
+        return
+    written = []
+    for stretch in transcribe.write_stretches(model, samples):
+        written.append(stretch)
+        yield transcribe.text_of(written), None
     text = transcribe.text_of(written)
-    if not text:
-        return f"({transcribe.why_no_text(written)})", None
     fitting = stretches_that_fit(written)
-    return text, picture(model, samples, fitting) if fitting else None
+    if not text:
+        yield f"({transcribe.why_no_text(written)})", None
+    elif fitting:
+        yield text, picture(model, samples, fitting)
+
+
+# ---------------------------------------------------------------------------------------- the page
+EXAMPLES = sorted(transcribe.MODEL.parent.glob("synthetic-voice-*.flac"))
+
+
+def about_the_model():
+    """What the model that comes with the clone learned from, and how often it errs."""
+    result = runs.load_result(runs.ROOT / "report", "q3-model")
+    scores = result["recordings"]["clips as they are"]
+    n_real = result["trained"]["data"]["counts"]["train"]
+    return (
+        f"The model learned from a synthetic voice and from {n_real} sentences read by one woman "
+        f"(LJ Speech). Of {scores['n']} other sentences that she reads, it gets "
+        f"{100 * scores['wer']:.0f} % of the words wrong; other voices and noise cost more."
+    )
 
 
 def import_gradio():
@@ -92,15 +114,21 @@ def main(args):
         gradio = import_gradio()
 
         def answer(path):
-            return text_and_picture(model, path) if path else ("", None)
+            yield "", None
+            if path:
+                yield from text_and_picture(model, path)
 
-        with gradio.Blocks(title="Speech to text, letter by letter") as page:
+        title = "Speech to text, letter by letter"
+        with gradio.Blocks(title=title) as page:
+            about = about_the_model() if args.model == transcribe.MODEL else f"Model: {args.model}"
+            gradio.Markdown(f"# {title}\n{about} Nothing leaves this machine.")
             sound = gradio.Audio(
                 sources=["microphone", "upload"],
                 type="filepath",
                 label="Speak, or drop a sound file",
                 buttons=[],
             )
+            gradio.Examples(EXAMPLES, sound, label="Or click one of these (a synthetic voice)")
             text = gradio.Textbox(label="Text", buttons=[])
             plot = gradio.Plot(show_label=False)
             sound.change(answer, sound, [text, plot])

@@ -87,17 +87,20 @@ def write_down(model, samples, with_letters=True):
     return utils.decode(decoding.beam_search(model, features, max_tokens, letters=letters)).strip()
 
 
-def transcribe_samples(model, samples, name="recording", with_letters=True):
-    """What `model` writes for samples (n,): [(start, stop, text)], one for each stretch of speech.
+def write_stretches(model, samples, name="recording", with_letters=True):
+    """Yield what `model` writes for samples (n,): (start, stop, text) for each stretch of speech.
 
     A text may be empty. name: of the progress bar, which is shown for two stretches and more.
     """
     stretches = stretches_of_speech(samples)
     without_bar = len(stretches) < 2 or runs.QUIET
-    written = []
     for start, stop in tqdm(stretches, name, leave=False, disable=without_bar):
-        written.append((start, stop, write_down(model, samples[start:stop], with_letters)))
-    return written
+        yield start, stop, write_down(model, samples[start:stop], with_letters)
+
+
+def transcribe_samples(model, samples, name="recording", with_letters=True):
+    """`write_stretches` as a list."""
+    return list(write_stretches(model, samples, name, with_letters))
 
 
 def text_of(written):

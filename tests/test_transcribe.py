@@ -151,10 +151,11 @@ def test_the_page_gives_the_text_always_and_a_picture_that_fits(model, monkeypat
     """Of 90 seconds of speech, say."""
     second = RATE
     written = [(10 * i * second, 9 * second + 10 * i * second, "a" * 120) for i in range(9)]
-    monkeypatch.setattr(transcribe, "transcribe_samples", lambda *_: written)
+    monkeypatch.setattr(transcribe, "write_stretches", lambda *_: iter(written))
     soundfile.write(tmp_path / "long.wav", np.zeros(90 * RATE, dtype=np.float32), RATE)
-    text, figure = demo.text_and_picture(model, tmp_path / "long.wav")
+    *earlier, (text, figure) = demo.text_and_picture(model, tmp_path / "long.wav")
     assert text == " ".join(["a" * 120] * 9)
+    assert earlier == [(text[: 121 * n - 1], None) for n in range(1, 10)]  # as it comes
     height = figure.get_figheight() * figure.dpi
     assert len(figure.axes) == 4 and height < 16_383  # pixels, the most that WebP allows
 
@@ -162,7 +163,7 @@ def test_the_page_gives_the_text_always_and_a_picture_that_fits(model, monkeypat
 def test_the_page_says_what_is_wrong_with_a_recording(tmp_path):
     """Without the path of a temporary file, and without advice about metadata.csv."""
     (tmp_path / "memo.m4a").write_bytes(bytes(999))
-    text, figure = demo.text_and_picture(None, tmp_path / "memo.m4a")
+    ((text, figure),) = demo.text_and_picture(None, tmp_path / "memo.m4a")
     assert text.startswith("(The recording is no readable sound file") and figure is None
     assert str(tmp_path) not in text and "metadata" not in text
 

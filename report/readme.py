@@ -11,15 +11,20 @@ def result_rows(results):
     first, second, third = q1.numbers(results), q2.numbers(results), q3.numbers(results)
     images = results["q2-search"]["data"]["source"]
     speech = q3.full_runs(results, "lstm")[0]["data"]["source"]
-    text = f"`linear_attention` {first['faster']} times as fast as fused softmax attention "
+    text = "$M = 1 + D + D^2$ features, so $O(LMD)$ operations; `linear_attention` is "
+    text += f"{first['faster']} times as fast as fused softmax attention "
     text += f"(one head, D = {first['D']}, L = {first['L']})"
     rows = [["Q1", text, "random numbers"]]
-    for name, title in (("pool", "max-pooling"), ("strided", "strides")):
-        text = f"{title}, rate {second['rate_short']}: accuracy {second[name]['val']} validation, "
-        rows.append(["Q2", text + f"{second[name]['test']} test", images])
+    for name, title, run in (("pool", "max-pooling", "maxpool"), ("strided", "strides", "strided")):
+        n = whole(q2.network(results, run, second["rate_short"], "")[0]["parameters"])
+        text = f"{title}, {n} parameters, rate {second['rate_short']}: accuracy "
+        text += f"{second[name]['val']} validation, {second[name]['test']} test"
+        rows.append(["Q2", text, images])
     for decoder, title in q3.NAMES.items():
-        text = f"{title}: similarity {third[decoder]['damerau_levenshtein']}, "
-        rows.append(["Q3", text + f"WER {third[decoder]['wer']}", speech])
+        scores = third[decoder]
+        text = f"{title}: test loss {scores['loss']}, similarity {scores['damerau_levenshtein']}, "
+        text += f"Jaccard {scores['jaccard']}, cosine {scores['cosine']}, WER {scores['wer']}"
+        rows.append(["Q3", text, speech])
     scores = results["q3-model"]["recordings"]["clips as they are"]
     text = "the model of `transcribe.py`: "
     text += f"similarity {scores['damerau_levenshtein']:.3f}, WER {scores['wer']:.3f}"

@@ -24,6 +24,8 @@ CAPTIONS = {  # of the figures that the sheet shows, by the beginning of their n
     "q3": {
         "q3-curves-lstm": "The LSTM decoder after each epoch.",
         "q3-curves-transformer": "The transformer decoder after each epoch.",
+        "q3-attention-success": "Where a decoder listens while it writes a text without loops.",
+        "q3-attention-failure": "The same for a text with a loop, or for the worst one.",
         "q3-attention": "Where in a clip each decoder listens while it reads the true text.",
         "q3-clip": "A clip: its samples, and the features that the encoder reads.",
     },

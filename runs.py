@@ -29,11 +29,18 @@ import sys
 import time
 import zipfile
 import zlib
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:  # torch is imported where it is needed: some scripts do without
+    import torch
+
+    Answer = Callable[..., torch.Tensor]
 
 ROOT = Path(__file__).resolve().parent
 
@@ -56,22 +63,29 @@ class ArgumentParser(argparse.ArgumentParser):
     doc: the docstring of the script, whose first line describes it.
     """
 
-    def __init__(self, doc):
+    def __init__(self, doc: str | None):
         super().__init__(
             description=(doc or "").partition("\n")[0],
             allow_abbrev=False,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
 
-    def flag(self, name, **options):
+    def flag(self, name: str, **options) -> None:
         """Add the flag `-name`, alias `--name`; the options are those of `add_argument`."""
         self.add_argument(f"-{name}", f"--{name}", **options)
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; -h explains all flags.\n")
 
 
-def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf, or_word=None):
+def number(
+    kind: type,
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+    or_word: str | None = None,
+) -> Callable[[str], Any]:
     """A type for argparse: a finite `int` or `float` within these limits, or the word `or_word`.
 
     `low` and `high` belong to the range, `above` and `below` do not.
@@ -97,7 +111,11 @@ def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf, 
 SEED = number(int, low=0, high=2**32 - 1)  # what NumPy and torch both take
 
 
-def sentence_of(error, if_memory_runs_out="closing other programs", after_interrupt=""):
+def sentence_of(
+    error: BaseException,
+    if_memory_runs_out: str = "closing other programs",
+    after_interrupt: str = "",
+) -> str | None:
     """What to tell a person about this exception; None for a fault in code."""
     if isinstance(error, UserError):
         return str(error)
@@ -110,7 +128,7 @@ def sentence_of(error, if_memory_runs_out="closing other programs", after_interr
     return None
 
 
-def is_out_of_memory(error):
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python, or torch on any device, found no memory."""
     is_gpu = type(error).__name__ == "OutOfMemoryError"
     is_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
@@ -119,7 +137,7 @@ def is_out_of_memory(error):
 
 
 @contextmanager
-def file_errors(path):
+def file_errors(path: str | Path) -> Iterator[None]:
     """In this block a file is opened, read or written: an OSError there is a UserError."""
     try:
         yield
@@ -132,11 +150,11 @@ def file_errors(path):
 
 
 def run_script(
-    main,
-    parser,
-    if_memory_runs_out="closing other programs",
-    after_interrupt="give the command again",
-):
+    main: Callable[[argparse.Namespace], Any],
+    parser: ArgumentParser,
+    if_memory_runs_out: str = "closing other programs",
+    after_interrupt: str = "give the command again",
+) -> None:
     """Call `main(args)`; what a person can put right ends it in one sentence, exit status 2."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not under %run in a notebook
@@ -159,12 +177,12 @@ def run_script(
         sys.exit(2)
 
 
-def discard_stdout():
+def discard_stdout() -> None:
     """What could not be written is not tried again when Python ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def command_line():
+def command_line() -> str:
     """The command that is running, as one would type it: `python hw2-q2.py -epochs 3`."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = ["-m", spec.name] if spec else [sys.argv[0]]  # started as `python -m tools.letters`
@@ -172,15 +190,17 @@ def command_line():
 
 
 # ------------------------------------------------------------------------ a notebook's settings
-def is_number(value):
+def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def is_whole(value):
+def is_whole(value: object) -> bool:
     return isinstance(value, int) and value >= 0
 
 
-def check_settings(settings, names, wanted, is_right):
+def check_settings(
+    settings: SimpleNamespace, names: str, wanted: str, is_right: Callable[[Any], bool]
+) -> None:
     """UserError for the first of these settings, named in one text, that is not what is wanted."""
     for name in names.split():
         value = getattr(settings, name)
@@ -189,12 +209,12 @@ def check_settings(settings, names, wanted, is_right):
 
 
 # -------------------------------------------------------------------- a notebook's definitions
-def changed(settings, **values):
+def changed(settings: SimpleNamespace, **values) -> SimpleNamespace:
     """A copy of the settings with these values."""
     return SimpleNamespace(**{**vars(settings), **values})
 
 
-def read_cells(path):
+def read_cells(path: str | Path) -> list[tuple[list[str], str]]:
     """[(tags, source)] of a notebook's code cells, without magics (% and !)."""
     with file_errors(path):
         notebook = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -209,7 +229,7 @@ def read_cells(path):
     return cells
 
 
-def parameters_of(path):
+def parameters_of(path: str | Path) -> dict[str, Any]:
     """{name: default} of a notebook's parameters: what its cell tagged "parameters" assigns."""
     sources = [source for tags, source in read_cells(path) if "parameters" in tags]
     if len(sources) != 1:
@@ -220,7 +240,7 @@ def parameters_of(path):
     return {name: value for name, value in values.items() if not name.startswith("__")}
 
 
-def refuse_unknown_parameters(path, given):
+def refuse_unknown_parameters(path: str | Path, given: Iterable[str]) -> None:
     """UserError unless the notebook has all parameters of these names."""
     known = parameters_of(path)
     for name in given:
@@ -229,7 +249,7 @@ def refuse_unknown_parameters(path, given):
             raise UserError(f"{Path(path).name} has no parameter {name}; it has {names}.")
 
 
-def load_definitions(path, **parameters):
+def load_definitions(path: str | Path, **parameters) -> ModuleType:
     """What a notebook defines, as a module, with these values in place of its own parameters.
 
     Of cells tagged "define" and "parameters" everything is executed, of the others only imports,
@@ -259,7 +279,7 @@ def _only_defines(line, names):
     return used <= names.keys() and not any(isinstance(node, ast.Call) for node in nodes)
 
 
-def say_errors_in_one_sentence(name):
+def say_errors_in_one_sentence(name: str) -> None:
     """In a notebook: a UserError prints its sentence instead of a traceback."""
 
     def say(shell, kind, error, traceback, tb_offset=None):
@@ -272,7 +292,7 @@ def say_errors_in_one_sentence(name):
 
 
 # ------------------------------------------------------------------------------- devices and seeds
-def pick_device(name):
+def pick_device(name: str) -> "torch.device":
     """`auto`, `cpu`, `cuda`, `cuda:1` or `mps` -> torch.device; UserError where there is none such.
 
     `auto` never means mps: nobody has tried it yet.
@@ -289,7 +309,7 @@ def pick_device(name):
     return torch.device(name)
 
 
-def has_usable_gpu():
+def has_usable_gpu() -> bool:
     """Whether there is a GPU and a first operation on it succeeds.
 
     It does not where this torch has no kernels for it, as for a GTX 1080 or a P100.
@@ -307,7 +327,7 @@ def has_usable_gpu():
     return True
 
 
-def configure_seed(seed):
+def configure_seed(seed: int) -> None:
     """Seed Python, NumPy and torch (every device), and make cuDNN deterministic."""
     import numpy as np
     import torch
@@ -318,7 +338,7 @@ def configure_seed(seed):
     torch.backends.cudnn.deterministic = True
 
 
-def random_state():
+def random_state() -> dict[str, Any]:
     """The state of torch's generators, the only ones that training draws from."""
     import torch
 
@@ -328,7 +348,7 @@ def random_state():
     return state
 
 
-def set_random_state(state):
+def set_random_state(state: dict[str, Any]) -> None:
     """Put back what `random_state` returned."""
     import torch
 
@@ -338,7 +358,7 @@ def set_random_state(state):
 
 # ----------------------------------------------------------------------------------- results files
 @contextmanager
-def write_atomically(path):
+def write_atomically(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it gets its name only when the block succeeds.
 
     So a file is whole or not there. UserError where it cannot be written.
@@ -354,7 +374,7 @@ def write_atomically(path):
             temporary.unlink(missing_ok=True)
 
 
-def check_writable(folder):
+def check_writable(folder: str | Path) -> None:
     """UserError now, not after an hour of training, if results cannot be written to `folder`."""
     trial = Path(folder) / "results" / "write-test"
     with write_atomically(trial) as temporary:
@@ -363,12 +383,12 @@ def check_writable(folder):
         trial.unlink(missing_ok=True)
 
 
-def default_out(data):
+def default_out(data: str | Path) -> str:
     """Where results on the data in this folder go unless something else is said."""
     return f"build/{Path(data).resolve().name}"
 
 
-def read_text(path):
+def read_text(path: str | Path) -> str:
     """The text of a file in UTF-8, with or without a byte-order mark; UserError for another one."""
     try:
         with file_errors(path):
@@ -377,14 +397,14 @@ def read_text(path):
         raise UserError(f"{path} is not UTF-8 text; save it in the encoding UTF-8.") from error
 
 
-def usable_cpus():
+def usable_cpus() -> int:
     """How many processors this process may use: fewer than the machine has, under a limit."""
     import joblib
 
     return joblib.cpu_count()
 
 
-def processor_name():
+def processor_name() -> str:
     """The processor's name as the system has it, and how many of its cores may be used."""
     name = platform.processor() or platform.machine()
     with suppress(OSError):
@@ -395,7 +415,7 @@ def processor_name():
     return f"{name}, {usable_cpus()} cores"
 
 
-def git_commit():
+def git_commit() -> str | None:
     """The commit of this checkout, "-dirty" behind it where files were edited; None without git."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
     with suppress(OSError):
@@ -404,7 +424,7 @@ def git_commit():
     return None
 
 
-def environment(device="cpu"):
+def environment(device: "str | torch.device" = "cpu") -> dict[str, Any]:
     """What numbers were made with: versions, device, threads, processor, commit."""
     import torch
 
@@ -419,7 +439,9 @@ def environment(device="cpu"):
     }
 
 
-def new_result(question, run, command, config, data, device):
+def new_result(
+    question: str, run: str, command: str, config: dict, data: dict, device: "str | torch.device"
+) -> dict[str, Any]:
     """The start of a results file, which CONTRIBUTING.md describes: nothing has finished yet."""
     return {
         "question": question,
@@ -436,7 +458,7 @@ def new_result(question, run, command, config, data, device):
     }
 
 
-def plain_values(value):
+def plain_values(value: Any) -> Any:
     """`value` as JSON and checkpoints hold it, at any depth.
 
     Numbers of NumPy and torch become Python's own; NaN and infinity, which JSON lacks, None.
@@ -452,14 +474,14 @@ def plain_values(value):
     return value
 
 
-def save_result(out, result):
+def save_result(out: str | Path, result: dict) -> None:
     """Write `result`, a dict that starts as `new_result`, to `out`/results/<run>.json."""
     text = json.dumps(plain_values(result), indent=1, allow_nan=False) + "\n"
     with write_atomically(Path(out) / "results" / f"{result['run']}.json") as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def load_result(out, run, command="the command that makes it"):
+def load_result(out: str | Path, run: str, command: str = "the command that makes it") -> dict:
     """Read `out`/results/`run`.json; UserError, naming `command`, if it is missing or damaged."""
     path = Path(out) / "results" / f"{run}.json"
     if not path.exists():
@@ -475,7 +497,7 @@ def load_result(out, run, command="the command that makes it"):
 
 
 # ------------------------------------------------------------------------------------- checkpoints
-def is_whole_zip(path):
+def is_whole_zip(path: str | Path) -> bool:
     """Whether a zip file, as npz files and torch's checkpoints are, is undamaged: its checksums."""
     try:
         with file_errors(path), zipfile.ZipFile(path) as file:
@@ -484,7 +506,7 @@ def is_whole_zip(path):
         return False
 
 
-def save_checkpoint(path, state):
+def save_checkpoint(path: str | Path, state: dict) -> None:
     """Save `state`, a dict of tensors and plain values, whole or not at all.
 
     Its entry "result", if it has one, may hold numbers of NumPy and torch.
@@ -499,7 +521,7 @@ def save_checkpoint(path, state):
         temporary.write_bytes(buffer.getvalue())
 
 
-def load_checkpoint(path):
+def load_checkpoint(path: str | Path) -> dict:
     """The state saved at `path`, on the CPU; UserError where there is none, or it is damaged."""
     import torch
 
@@ -515,7 +537,9 @@ def load_checkpoint(path):
         raise UserError(f"{path} is no checkpoint; name another.") from error
 
 
-def load_weights(model, weights, path):
+def load_weights(
+    model: "torch.nn.Module", weights: "dict[str, torch.Tensor]", path: str | Path
+) -> None:
     """Put all `weights` of the checkpoint `path` into `model`; UserError unless all of them fit."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
@@ -526,7 +550,7 @@ def load_weights(model, weights, path):
     model.load_state_dict(weights)
 
 
-def set_aside(path):
+def set_aside(path: str | Path) -> Path:
     """Rename a file that would be overwritten, say so in a line, and return its new path."""
     path = Path(path)
     for n in range(1, 10_000):
@@ -544,12 +568,12 @@ def set_aside(path):
 # Whoever loads the model asks again. `answer(model, **question)` returns a tensor on the CPU.
 
 
-def make_probe(model, answer, question):
+def make_probe(model: "torch.nn.Module", answer: "Answer", question: dict) -> dict:
     """The question and the model's answer, to be saved with the model."""
     return {**question, "answer": answer(model, **question)}
 
 
-def check_probe(model, answer, probe, path):
+def check_probe(model: "torch.nn.Module", answer: "Answer", probe: dict, path: str | Path) -> None:
     """UserError if the code of today answers otherwise than the code that trained this model."""
     question = {name: value for name, value in probe.items() if name != "answer"}
     expected, today = probe["answer"], answer(model, **question)
@@ -560,7 +584,9 @@ def check_probe(model, answer, probe, path):
         raise UserError(f"the checkpoint {path} is of other code: {problem}; train it anew.")
 
 
-def load_model(path, build, answer):
+def load_model(
+    path: str | Path, build: "Callable[[dict], torch.nn.Module]", answer: "Answer"
+) -> "torch.nn.Module":
     """The model of a checkpoint, on the CPU; UserError where it is not of the code of today.
 
     build: a function of the sizes that were saved, which returns a new model.
@@ -583,7 +609,17 @@ class Run:
     the results file, as `new_result` begins it. answer and question: those of the probe.
     """
 
-    def __init__(self, model, sizes, optimizer, schedule, result, out, answer, question):
+    def __init__(
+        self,
+        model: "torch.nn.Module",
+        sizes: dict,
+        optimizer: "torch.optim.Optimizer",
+        schedule: "torch.optim.lr_scheduler.LRScheduler",
+        result: dict,
+        out: str | Path,
+        answer: "Answer",
+        question: dict,
+    ):
         self.model, self.sizes = model, sizes
         self.optimizer, self.schedule = optimizer, schedule
         self.result, self.out = result, out
@@ -591,7 +627,7 @@ class Run:
         self.checkpoint = Path(out) / "checkpoints" / f"{result['run']}.pt"
         self.started = time.perf_counter()
 
-    def start(self, resume):
+    def start(self, resume: bool) -> range:
         """Start anew, an older checkpoint being kept; or, with `resume`, go on from it.
 
         Returns the numbers of the epochs that are left.
@@ -603,7 +639,7 @@ class Run:
         self.started = time.perf_counter()
         return range(len(self.result["epochs"]) + 1, self.result["config"]["epochs"] + 1)
 
-    def after_epoch(self, train_loss, metrics, **entries):
+    def after_epoch(self, train_loss: float, metrics: dict[str, float], **entries) -> dict:
         """Record an epoch and save everything; returns its row of the results file.
 
         metrics: of validation, {name: value} with "loss". entries: more of the results file.
@@ -624,12 +660,12 @@ class Run:
         self.save()
         return row
 
-    def finish(self, **entries):
+    def finish(self, **entries) -> None:
         """Add these entries to the results file, which is finished then."""
         self.result.update(entries, status="finished")
         save_result(self.out, self.result)
 
-    def save(self):
+    def save(self) -> None:
         """Save results file and checkpoint; of a complete run only what is needed to use it."""
         state = {
             "sizes": self.sizes,
@@ -670,7 +706,9 @@ class Run:
 
 
 # ---------------------------------------------------------------------------------- many processes
-def side_by_side(function, jobs, n_processes=None):
+def side_by_side(
+    function: Callable, jobs: list[tuple], n_processes: int | None = None
+) -> Iterator[Any]:
     """Yield `function(*job)` for every job, in order, computed on several processes.
 
     By default as many as processors may be used, and never more than there are jobs. UserError

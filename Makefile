@@ -69,7 +69,6 @@ images: .venv/ready
 
 speech: .venv/ready
 	@"$(PY)" -m tools.make_sample_data -out sample -only ljspeech
-	@"$(PY)" -m tools.make_sample_data -out sample/sentences -only ljspeech -metadata tools/sentences.csv
 
 q1: .venv/ready  ## Question 1
 	"$(PY)" q1_linear_attention.py

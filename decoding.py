@@ -14,6 +14,7 @@ V tokens, W hypotheses of a beam.
 
 import copy
 import math
+import sys
 import weakref
 from collections.abc import Callable
 
@@ -191,7 +192,9 @@ def cached_or_plain(
             return text
         NOT_CACHED.add(decoder)
         reason = " ".join(problem.split())[:200]
-        print(f"the KV cache does not fit this decoder ({reason}): decoding plainly", flush=True)
+        print(
+            f"the KV cache does not fit this decoder ({reason}): decoding plainly", file=sys.stderr
+        )
     return decode_plainly()
 
 

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 LENGTHS = [2**n for n in range(8, 17)]  # 256 to 65,536
 ROUNDS = 5
+HALF_PAGE = (3.4, 2.6)  # inches, of a figure
 EXAMPLE_SCALES = (1, 6)  # largest |q·k| of the example whose weights are drawn
 SCALES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 24.0)  # largest |q·k| of an approximation
 IF_MEMORY_RUNS_OUT = "a smaller -max_memory or shorter -seq_lens"
@@ -80,7 +81,7 @@ def example_weights(Q: Tensor, K: Tensor) -> list[dict]:
 
 
 def error_bound(scores: Tensor, V: Tensor, n_terms: int) -> float:
-    """A bound on `approximation_error`: max |V| R_i/S_i (1 + Σ_j |w_ij| / |W_i|), the largest i's.
+    """A bound on `approximation_error`: max |V| R_i/S_i (1 + Σ_j |w_ij| / |W_i|), largest over i.
 
     For scores t (L, L): the exact weights are A = e^t, the approximate ones w, and S_i and W_i
     their sums over row i; R_i is the sum of Lagrange's remainders of row i, each at most
@@ -265,7 +266,7 @@ def draw(result: dict, out: str) -> None:
 
 def draw_series(out: str) -> None:
     """exp and the first K terms of its series; a dot where these begin to be 10 % off."""
-    figure, axes = utils.pyplot().subplots(figsize=utils.HALF_PAGE, layout="constrained")
+    figure, axes = utils.pyplot().subplots(figsize=HALF_PAGE, layout="constrained")
     t = torch.linspace(-4, 4, 2001, dtype=torch.float64)
     exact = t.exp()
     axes.plot(t, exact, color="black", linewidth=2, label="exp(t)")
@@ -287,7 +288,7 @@ def draw_series(out: str) -> None:
 def draw_weights(result: dict, out: str) -> None:
     """The weights of a small example as images, exact and from three terms."""
     plt = utils.pyplot()
-    figure, panels = plt.subplots(2, 2, figsize=utils.HALF_PAGE, layout="constrained")
+    figure, panels = plt.subplots(2, 2, figsize=HALF_PAGE, layout="constrained")
     columns = {"softmax": "softmax", "taylor": "3 terms"}
     for row, pair in zip(result["weights"], panels, strict=True):
         largest = max(map(max, row["softmax"]))
@@ -303,7 +304,7 @@ def draw_weights(result: dict, out: str) -> None:
 def draw_approximation(result: dict, out: str) -> None:
     """The error of linear attention against the size of the scores, and the bound above it."""
     plt = utils.pyplot()
-    figure, axes = plt.subplots(figsize=utils.HALF_PAGE, layout="constrained")
+    figure, axes = plt.subplots(figsize=HALF_PAGE, layout="constrained")
     for row in result["approximation"]:
         label = f"K = {row['n_terms']}"
         (line,) = axes.plot(row["score_scale"], row["error"], "o-", markersize=3, label=label)
@@ -347,14 +348,14 @@ def draw_memory(result: dict, out: str) -> None:
     """The extra memory of every method against the length."""
     figure, axes = draw_scaling(result, "peak_bytes")
     axes.set(xlabel="Sequence length L", ylabel="Peak extra memory (bytes)")
-    axes.set_title("Linear attention: flat once a chunk is full;\nsoftmax: the same for every D")
+    axes.set_title("Peak memory beyond inputs and output")
     utils.save_figure(figure, out, "q1-memory", result["data"]["source"])
 
 
 def draw_scaling(result: dict, key: str) -> tuple:
     """Every curve on logarithmic axes: a colour for each D, a line style for each method."""
     plt = utils.pyplot()
-    width, height = utils.HALF_PAGE
+    width, height = HALF_PAGE
     figure, axes = plt.subplots(figsize=(width, height + 0.4), layout="constrained")
     colours: dict[str, str] = {}
     for row in result["scaling"]:

@@ -2,8 +2,7 @@
 devices, results files, checkpoints, training runs that can be interrupted, work spread over
 processes, and a notebook's definitions.
 
-The ground floor: it imports nothing of the project and knows nothing of images, speech or
-questions.
+The ground floor: it imports nothing of the project and knows nothing of images or speech.
 
 A failure that a person can put right is a `UserError`, raised where the file is read, the flag is
 checked, the disk is written. Its text is one sentence that says what to do next; `run_script`
@@ -49,7 +48,7 @@ os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what a Mac's GPU la
 
 IN_NOTEBOOK = "ipykernel" in sys.modules
 QUIET = False if IN_NOTEBOOK else None  # tqdm's `disable`: None draws bars on terminals only
-COMMAND = None  # what started a notebook, if a program did: tools/run_notebook.py fills it in
+COMMAND = None  # filled in by the program that runs a notebook's code, if one does
 
 
 # ----------------------------------------------------------------------------------- command lines

@@ -8,8 +8,6 @@ import functools
 import hashlib
 import math
 import os
-import shutil
-import tarfile
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,8 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-
-HALF_PAGE = (3.4, 2.6)  # inches
 
 
 # ------------------------------------------------------------------------------------------- plots
@@ -294,30 +290,6 @@ def _label_of_corpus(root, clips):
     if _is_ljspeech(clips):
         return f"LJ Speech 1.1, {len(clips):,} of {N_LJSPEECH:,} clips"
     return f"a corpus of {len(clips):,} clips"
-
-
-def download_ljspeech(folder: str | Path) -> None:
-    """Fetch LJ Speech 1.1 (2.6 GB) into `folder` through torchaudio, which verifies its checksum.
-
-    `folder`/LJSpeech-1.1 appears only when it is complete; if it is there already, nothing is done.
-    An archive that was fetched before a failure is used again. If it cannot be fetched, UserError
-    says what to do.
-    """
-    import torchaudio
-
-    if (Path(folder) / "LJSpeech-1.1").exists():
-        return
-    unfinished = Path(folder) / "LJSpeech-download"
-    unfinished.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(unfinished / "LJSpeech-1.1", ignore_errors=True)  # unpacked in part
-    try:
-        torchaudio.datasets.LJSPEECH(unfinished, download=True)
-    except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
-        reason = f"cannot fetch LJ Speech ({' '.join(str(error).split())})"
-        advice = f"delete {unfinished}, or place LJSpeech-1.1/ in {folder} by hand"
-        raise UserError(f"{reason}; {advice}.") from error
-    (unfinished / "LJSpeech-1.1").replace(Path(folder) / "LJSpeech-1.1")
-    shutil.rmtree(unfinished)
 
 
 # --------------------------------------------------------------------------------- sound, features

@@ -1,4 +1,4 @@
-"""download_octmnist.py: the file is whole and right, and a failure leaves nothing behind."""
+"""Both downloads: what arrives is whole and right, and a failure leaves nothing behind."""
 
 import functools
 import hashlib
@@ -6,9 +6,13 @@ import os
 import socket
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import download_octmnist
+import utils
+from conftest import write_corpus
 from runs import UserError
+from tools import download_ljspeech
 
 import pytest
 
@@ -74,3 +78,32 @@ def test_a_root_that_is_a_file_is_not_taken_for_a_failed_download(mirror, tmp_pa
     (tmp_path / "data").touch()
     with pytest.raises(UserError, match=r"data: File exists; check that path"):
         download(tmp_path / "data", f"{mirror}/whole")
+
+
+# --------------------------------------------------------------------------------------- LJ Speech
+def test_download_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
+    """torchaudio unpacks in place, and takes any folder of that name to be complete."""
+    calls = []
+
+    def fetch(root, download):
+        calls.append(sorted(path.name for path in Path(root).iterdir()))
+        (Path(root) / "archive").touch()
+        write_corpus(Path(root), 4)
+        if len(calls) == 1:
+            raise RuntimeError("connection\nlost")
+
+    monkeypatch.setattr("torchaudio.datasets.LJSPEECH", fetch)
+    with pytest.raises(UserError, match=r"connection lost.*by hand"):
+        download_ljspeech.download_ljspeech(tmp_path / "data")
+    assert not (tmp_path / "data" / "LJSpeech-1.1").exists()
+    download_ljspeech.download_ljspeech(tmp_path / "data")
+    assert calls == [[], ["archive"]] and os.listdir(tmp_path / "data") == ["LJSpeech-1.1"]
+    assert utils.load_ljspeech(tmp_path / "data")[1]["counts"]["train"] == 2
+
+
+def test_an_archive_that_is_cut_short_is_one_sentence(tmp_path):
+    (tmp_path / "LJSpeech-download").mkdir()
+    (tmp_path / "LJSpeech-download" / "LJSpeech-1.1.tar.bz2").write_bytes(b"BZh9 cut short")
+    with pytest.raises(UserError, match="LJSpeech-download, or place"):
+        download_ljspeech.download_ljspeech(tmp_path)
+    assert os.listdir(tmp_path) == ["LJSpeech-download"]

@@ -74,7 +74,7 @@ SMALL = {
     "q3": (
         "-m tools.run_notebook data={data} decoders=lstm tag=-a resume=1 d=16 n_blocks=1 epochs=1",
         ("q3-lstm-a",),
-        "clips",
+        "spoken",
     ),
 }
 

@@ -123,7 +123,7 @@ def test_pairs_in_blocks_are_the_square(D):
 
 @pytest.mark.parametrize("n_terms", [3, 5])
 def test_gradients_are_those_of_the_formula(n_terms, monkeypatch):
-    """The fast form once failed here, with torch's errors about `out=` and views."""
+    """Also with respect to one input at a time."""
     monkeypatch.setattr(q1, "chunk_length", lambda *_: 4)
     wanted = [x.requires_grad_() for x in normal(3, 2, 11, 9, scale=0.3).unbind()]
     expected = torch.autograd.grad(quadratic(*wanted, n_terms).square().sum(), wanted)
@@ -385,7 +385,7 @@ def test_crossover_is_the_first_where_noise_makes_more():
 
 @pytest.mark.parametrize("method", q1_measure.METHODS)
 def test_memory_counts_the_inputs(method):
-    """`-max_memory` once let 10⁷ positions through, whose Q, K, V and Z alone take 10 GB."""
+    """Q, K, V and Z of 10⁷ positions alone take 10 GB."""
     needed = q1_measure.gigabytes_needed(method, 10**7, 64, 3, torch.device("cpu"))
     assert needed >= 4 * 4 * 64 * 1e7 / 1e9
 
@@ -454,7 +454,7 @@ def test_script(tmp_path, monkeypatch):
 
 
 def test_what_does_not_fit_into_memory_is_skipped_and_said(capsys):
-    """It once said "no crossover at these lengths" where linear attention had been skipped."""
+    """Not that there is no crossover, where linear attention was skipped."""
     args = parse(*"-seq_lens 64 -dims 64 -n_terms 7 -max_memory 0.01".split())
     curves = q1_measure.compare_methods(64, args)
     q1_measure.print_scaling(curves, q1_measure.crossovers(curves, 7))

@@ -318,7 +318,7 @@ def test_best_is_refused_where_the_search_had_other_data(flags):
 
 
 def test_the_last_search_counts_and_one_of_other_flags_is_kept(flags, capsys, monkeypatch):
-    """A second search once made `best` fail from then on, and many seeds a name too long."""
+    """`best` reads the newest search of its name."""
     monkeypatch.setattr(utils, "save_figure", Mock())
     out = out_of(flags)
     first = results(out)[NAME]

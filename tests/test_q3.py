@@ -557,7 +557,7 @@ def test_an_edited_decoder_trains_decodes_and_is_recorded(
     space.test(run, space.corpus, space.settings)
     model, result = run.model, run.result
     assert result["status"] == "finished" and result["layers"] == str(model.decoder).splitlines()
-    said = capsys.readouterr().out.count("the KV cache does not fit this decoder")
+    said = capsys.readouterr().err.count("the KV cache does not fit this decoder")
     assert said == (0 if is_cached else 1)
     for split in space.corpus.rows:
         _, _, written = space.evaluate(model, space.corpus, split, space.settings)

@@ -56,16 +56,6 @@ def test_every_plot_that_the_text_names_is_there():
             assert (ROOT / "report" / "figures" / f"{name}.pdf").exists(), (path.name, name)
 
 
-def test_no_sentence_is_the_assignments(real_data):
-    def phrases(text, n=9):
-        words = re.findall(r"\w+", text.lower())
-        return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
-
-    theirs = phrases((real_data.parent / "assignment.md").read_text())
-    for path in SOURCES:
-        assert not phrases(path.read_text()) & theirs, path.name
-
-
 def test_no_semicolon_is_swallowed():
     """Typst takes a semicolon right after code for the end of that code, and does not print it."""
     for path in SOURCES:

@@ -334,7 +334,7 @@ def test_files_that_cannot_be_read_or_written_are_one_sentence(tmp_path):
 
 
 def test_a_missing_package_keeps_its_traceback_and_python_goes_on(tmp_path):
-    """An import of `runs` changes nothing for later mistakes."""
+    """`runs` installs no hook for exceptions."""
     lines = "import runs\nimport no_such_package\nprint('goes on')\n"
     process = run_python("-i", "-c", "", input=lines)
     assert "No module named 'no_such_package'" in process.stderr

@@ -164,6 +164,19 @@ def test_wrong_rows_are_one_sentence(tmp_path, table, said):
     assert not (tmp_path / "out" / "LJSpeech-1.1").exists()
 
 
+def test_the_whole_sample_has_sentences_outside_its_grammar(tmp_path, monkeypatch):
+    said = [text for _, _, text in utils.read_metadata(make_sample_data.SENTENCES)]
+    assert len(said) == 20 and not {*said} & {*sample_speech.all_sentences()}
+    monkeypatch.setattr(sample_speech, "N_CLIPS", 4)
+    few = tmp_path / "few.csv"
+    few.write_text("A-1|Yes.|Yes.\n")
+    monkeypatch.setattr(make_sample_data, "SENTENCES", few)
+    args = make_sample_data.make_parser().parse_args(["-out", str(tmp_path), "-only", "ljspeech"])
+    make_sample_data.main(args)
+    for folder, n_clips in ((tmp_path, 4), (tmp_path / "sentences", 1)):
+        assert len(list((folder / "LJSpeech-1.1" / "wavs").iterdir())) == n_clips
+
+
 # --------------------------------------------------------------------------- again, and interrupted
 def test_second_call_does_nothing_and_other_settings_replace_the_sample(tmp_path, capsys):
     make(tmp_path, "-n_clips", 4)

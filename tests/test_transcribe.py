@@ -120,7 +120,6 @@ def test_one_line_for_each_file_in_order(tmp_path, spoken):
 
 
 def test_two_speakers_one_on_each_side_are_both_heard(model, spoken, tmp_path):
-    """Half of the sentences were once missing, and nothing said so."""
     texts = [transcribe.write_down(model, samples) for samples in spoken]
     first, second, silence = *spoken, torch.zeros(RATE)
     left = torch.cat([first, silence, torch.zeros_like(second)])

@@ -6,8 +6,8 @@
 
 A command runs in build/evidence; what it has finished is then copied to report/results, which
 `make report` reads. Data: DATA/retina/octmnist.npz (a subset of the collection behind OCTMNIST),
-DATA/clips/LJSpeech-1.1 (part of LJ Speech, see `python -m tools.part_of_ljspeech -h`), and
-build/spoken (the transcripts of LJ Speech, spoken by the sample's voice; see `make model`).
+and build/spoken (the transcripts of LJ Speech, spoken by the sample's voice, as `make model` does).
+Results that are older than this list are named in report/results/README.md.
 """
 
 import shlex
@@ -38,7 +38,6 @@ class Entry:
 
 DATA_SETS = {  # where it lies, and the hash in the results
     "retina": ("{data}/retina", "9feefa22"),
-    "clips": ("{data}/clips", "9e057d66"),
     "spoken": ("build/spoken", "cbb2bbb9"),
 }
 
@@ -140,7 +139,7 @@ def make_parser():
     names = [entry.name for entry in ENTRIES]
     parser.add_argument("names", nargs="*", help="of the entries that are made; none: list them")
     parser.flag("all", action="store_true", help=f"make all {len(names)}")
-    parser.flag("data", default="data", help="folder that holds retina/ and clips/")
+    parser.flag("data", default="data", help="folder that holds retina/")
     parser.flag("any_data", action="store_true", help="also from data with another hash")
     parser.flag("dirty", action="store_true", help="also where files were edited since the commit")
     return parser

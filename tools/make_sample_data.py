@@ -3,9 +3,10 @@
     python -m tools.make_sample_data                                   both, into sample/
     python -m tools.make_sample_data -only ljspeech -metadata FILE     another corpus's transcripts
 
-Writes OUT/octmnist.npz (drawn B-scans) and OUT/LJSpeech-1.1/ (sentences spoken by a neural voice),
-both labelled as synthetic. Data that are complete are left as they are; what was interrupted is
-gone on with.
+Writes OUT/octmnist.npz (drawn B-scans), OUT/LJSpeech-1.1/ (sentences of a small grammar, spoken by
+a neural voice) and, unless -n_clips or -metadata is given, OUT/sentences/LJSpeech-1.1/ (twenty
+others), all labelled as synthetic. Data that are complete are left as they are; what was
+interrupted is gone on with.
 """
 
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 import runs
 from tools.sample_images import make_octmnist
 from tools.sample_speech import N_CLIPS, make_ljspeech
+
+SENTENCES = Path(__file__).with_name("sentences.csv")
 
 
 def make_parser():
@@ -31,6 +34,10 @@ def main(args):
         print(make_octmnist(args.out, args.seed))
     if args.only != "octmnist":
         print(make_ljspeech(args.out, args.seed, args.n_clips, args.metadata))
+        if (
+            not args.metadata and not args.n_clips
+        ):  # sentences outside the grammar, on which the notebook shows maps
+            print(make_ljspeech(args.out / "sentences", args.seed, None, SENTENCES))
 
 
 if __name__ == "__main__":

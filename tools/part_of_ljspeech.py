@@ -3,8 +3,8 @@
     python -m tools.part_of_ljspeech -data data -out data/clips
 
 Copies the clips named in report/clips.txt, 535 of 13,100 (1.0 hour), into OUT/LJSpeech-1.1/, and
-their rows of metadata.csv. The committed results were made with the same sound in FLAC files, which
-have another hash; so `tools.evidence` needs -any_data for them.
+their rows of metadata.csv; `make model` fine-tunes on them. The committed results were made with
+the same sound in FLAC files, so the hash in them is another one.
 """
 
 import shutil

@@ -34,6 +34,9 @@ def names_of(words):
         search = [f"q2-{args.name}"] if len(args.learning_rate) > 1 else []
         return [*q2.plan_runs(args, args.learning_rate), *search]
     module, *flags = flags
+    if module in ("bench.commands", "tools.exercises"):
+        assert not flags
+        return [module.split(".")[1].replace("commands", "times")]
     if module == "tools.pooling_control":
         return list(pooling_control.plan_runs(pooling_control.make_parser().parse_args(flags)))
     assert module == "tools.run_notebook"

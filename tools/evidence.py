@@ -34,6 +34,7 @@ class Entry:
     data: str | None  # one of DATA_SETS
     minutes: int  # on two cores without bfloat16, about
     on_a_gpu: int | None = None  # minutes on an H200, about; None: it gains nothing there
+    is_in_place: bool = False  # the command itself writes to report/results
 
 
 DATA_SETS = {  # where it lies, and the hash in the results
@@ -78,6 +79,8 @@ ENTRIES = (
     q2_entry("q2-strided-150", "strided", [0.01], f"{LONG} {BEST}", 4),
     q2_entry("q2-strided-150-0.1", "strided", [0.1], f"{LONG} -no_maxpool -learning_rate 0.1", 4),
     control_entry("q2-control-150", 0.01, "", "-epochs150", 6),
+    Entry("times", "-m bench.commands", ("times",), None, 10, is_in_place=True),
+    Entry("exercises", "-m tools.exercises", ("exercises",), None, 30, is_in_place=True),
     q3_entry("full-noclock", "transformer", "clock=0", 240, 5),
     q3_entry("full-seed42", "transformer", "seed=42", 240, 5),
     q3_entry("full-seed42", "lstm", "seed=42", 240, 6),
@@ -111,6 +114,8 @@ def make(entry, data, takes_any_data):
     done = subprocess.run([sys.executable, *shlex.split(command)], cwd=runs.ROOT, check=False)
     if done.returncode:
         raise UserError(f"{entry.name} was not made; what its command said stands above.")
+    if entry.is_in_place:
+        return
     for name in entry.makes:
         result = runs.load_result(runs.ROOT / OUT, name, f"entry {entry.name}")
         if result["status"] == "interrupted":

@@ -394,7 +394,7 @@ def animate(steps, clip, path, source):
     extent = (0, seconds, len(steps) - 0.5, -0.5)
     options = {"aspect": "auto", "cmap": "magma", "norm": PowerNorm(0.5, vmin=0, vmax=1)}
     picture = bottom.imshow(path_so_far, extent=extent, interpolation="nearest", **options)
-    cursor = top.axvline(0, color="C3", linewidth=2)
+    cursor = top.axvline(0, color="red", linewidth=2)
     frames = []
     for n, (written, likeliest, weights) in enumerate(steps):
         path_so_far[n] = weights
@@ -405,8 +405,10 @@ def animate(steps, clip, path, source):
         chances = "  ".join(f"{letter!r} {p:.2f}" for letter, p in likeliest)
         guesses.set_text(f"likeliest: {chances}")
         figure.canvas.draw()
-        image = PIL.Image.fromarray(np.array(figure.canvas.buffer_rgba())).convert("RGB")
-        frames.append(image.quantize(32, dither=PIL.Image.Dither.NONE))  # few colours: a small file
+        image = PIL.Image.fromarray(np.array(figure.canvas.buffer_rgba()))
+        frames.append(image.convert("RGB"))
+    few_colours = frames[-1].quantize(64)  # the same in all frames: a file of a third of the size
+    frames = [frame.quantize(palette=few_colours, dither=PIL.Image.Dither.NONE) for frame in frames]
     durations = [150] * (len(frames) - 1) + [2_000]  # ms; the last one is held
     with runs.write_atomically(path) as temporary:
         frames[0].save(

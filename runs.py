@@ -415,11 +415,18 @@ def processor_name() -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of this checkout, "-dirty" behind it where files were edited; None without git."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
+    """The commit of this checkout; None without git.
+
+    "-dirty" stands behind it where files were edited, other than the committed results.
+    """
+    name = ["git", "describe", "--always", "--exclude=*", "--abbrev=40"]
+    edits = ["git", "status", "--porcelain", "--untracked-files=no", ".", ":!report/results"]
     with suppress(OSError):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        return done.stdout.strip() or None
+        commit, edited = (
+            subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+            for command in (name, edits)
+        )
+        return commit.strip() + "-dirty" * bool(edited.strip()) or None
     return None
 
 

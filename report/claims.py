@@ -154,13 +154,15 @@ def q2_1_more_updates_raise_test_accuracy(results):
 
 
 @claim
-def q2_1_some_runs_at_the_largest_rate_break_down_and_the_others_are_level(results):
+def q2_1_at_150_epochs_two_rates_are_level_and_no_run_breaks_down(results):
     high, middle, _ = rates(results, "-epochs150")
-    fallen = q2.collapsed(high, q2.search(results, "-epochs150"))
-    others = [run for run in high if run not in fallen]
-    if not fallen or not others:
-        return False
-    return abs(mean(last(others, "val_accuracy")) - mean(last(middle, "val_accuracy"))) < 0.02
+    level = abs(mean(last(high, "val_accuracy")) - mean(last(middle, "val_accuracy"))) < 0.02
+    return level and not q2.collapsed(high + middle, q2.search(results, "-epochs150"))
+
+
+@claim
+def q2_1_some_of_the_earlier_runs_broke_down(results):
+    return bool(q2.collapsed(q2.earlier_runs(results), q2.search(results, "-epochs150")))
 
 
 @claim
@@ -240,9 +242,8 @@ def q2_3_max_pooling_does_not_lead_by_more_on_moved_images(results):
 
 
 @claim
-def q2_2_the_order_at_the_larger_rate_is_reversed_but_not_beyond_chance(results):
-    strided, pool = accuracy(results, "strided150_fast", "pool150_fast")
-    return mean(strided) > mean(pool) and are_not_told_apart(strided, pool)
+def q2_2_max_pooling_leads_at_the_larger_rate_as_well(results):
+    return is_larger(*accuracy(results, "pool150_fast", "strided150_fast"))
 
 
 @claim
@@ -255,7 +256,7 @@ def q2_3_the_lead_comes_from_dme_and_drusen(results):
     lead = {name: pool[name] - strided[name] for name in pool}
     both, total = lead["DME"] + lead["drusen"], sum(lead.values())
     hardest = [set(sorted(found, key=found.get)[:2]) for found in (pool, strided)]
-    return 0.7 * total < both < 0.8 * total and hardest == [{"DME", "drusen"}] * 2
+    return 0.6 * total < both < 0.72 * total and hardest == [{"DME", "drusen"}] * 2
 
 
 @claim

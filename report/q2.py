@@ -161,23 +161,29 @@ def collapsed(runs, search):
     return found
 
 
+def earlier_runs(results):
+    """The 150 epochs at the largest rate as trained before, on another processor."""
+    return matching(results, r"q2-earlier-lr0.1-seed\d+-epochs150")
+
+
 def break_down(results, search):
-    """The 150 epochs at the largest rate: which runs broke down, and how the others did; Fisher's
-    test that as many break down at the middle rate.
+    """The 150 epochs at the largest rate: the distance to the middle one, and which of the earlier
+    runs broke down.
     """
     high, middle = (network(results, "maxpool", rate, "-epochs150") for rate in RATES[:2])
-    fallen = collapsed(high, search)
-    n_fallen = [len(fallen), len(collapsed(middle, search))]
-    n_others = [len(high) - n_fallen[0], len(middle) - n_fallen[1]]
+    earlier = earlier_runs(results)
+    fallen = collapsed(earlier, search)
     lowest = [min(row["train_loss"] for row in run["epochs"]) for run in fallen]
     accuracies = last(middle, "val_accuracy"), last(high, "val_accuracy")
     return {
         "middle_over_high": difference(*accuracies),
-        "n_fallen": n_fallen[0],
-        "p_fallen": f"{stats.fisher_exact([n_fallen, n_others]).pvalue:.2f}",
+        "n_fallen": len(fallen),
+        "n_earlier": len(earlier),
         "val_of_fallen": listing(f"{value:.3f}" for value in last(fallen, "val_accuracy")),
         "lowest_of_fallen": listing(f"{loss:.2f}" for loss in lowest),
-        "others": scores_of([run for run in high if run not in fallen]),
+        "earlier_processor": earlier[0]["environment"]["processor"].split(",")[0],
+        "processor": high[0]["environment"]["processor"].split(",")[0],
+        "commit": high[0]["environment"]["commit"][:7],
     }
 
 
@@ -202,7 +208,7 @@ def comparisons(runs, search):
         "lead_val": difference(*(last(runs[n], "val_accuracy") for n in ("pool", "strided"))),
         "lead_over_images": interval(*over_images(pool, strided, n_test)),
         "lead150": difference(accuracy["pool150"], accuracy["strided150"]),
-        "reversed": difference(accuracy["strided150_fast"], accuracy["pool150_fast"]),
+        "lead150_fast": difference(accuracy["pool150_fast"], accuracy["strided150_fast"]),
         "selecting": difference(accuracy["pool150"], accuracy["average150"]),
         "selecting_short": difference(accuracy["pool"], accuracy["average"]),
         "selecting_short_size": f"{pool - mean(accuracy['average']):.3f}",

@@ -2,9 +2,9 @@
 
     python -m tools.part_of_ljspeech -data data -out data/clips
 
-Copies the clips named in report/clips.txt, 535 of 13,100 (1.0 hour), into OUT/LJSpeech-1.1/, and
-their rows of metadata.csv; `make model` fine-tunes on them. The committed results were made with
-the same sound in FLAC files, so the hash in them is another one.
+Copies the clips named in report/clips.txt, 535 of 13,100 (1.0 hour), and their rows of metadata.csv
+into OUT/LJSpeech-1.1/, whole or not at all; `make model` fine-tunes on them. The committed results
+were made with the same sound in FLAC files, so the hash in them is another one.
 """
 
 import shutil
@@ -32,12 +32,15 @@ def main(args):
     rows = [row for row in utils.read_metadata(source / "metadata.csv") if row[0] in wanted]
     if len(rows) < len(wanted):
         raise UserError(f"{source} has {len(rows)} of the {len(wanted)} clips; fetch all of it.")
+    unfinished = args.out / ".LJSpeech-1.1-unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
     with runs.file_errors(target):
-        (target / "wavs").mkdir(parents=True)
+        (unfinished / "wavs").mkdir(parents=True)
         for name, _, _ in rows:
-            shutil.copyfile(source / "wavs" / f"{name}.wav", target / "wavs" / f"{name}.wav")
+            shutil.copyfile(source / "wavs" / f"{name}.wav", unfinished / "wavs" / f"{name}.wav")
         table = "".join("|".join(row) + "\n" for row in rows)
-        (target / "metadata.csv").write_text(table, encoding="utf-8", newline="\n")
+        (unfinished / "metadata.csv").write_text(table, encoding="utf-8", newline="\n")
+        unfinished.rename(target)
     print(f"{target}: {len(rows)} clips")
 
 

@@ -131,6 +131,24 @@ def test_part_of_ljspeech_copies_the_clips_that_are_named(tmp_path, monkeypatch)
         part_of_ljspeech.main(args)
 
 
+def test_part_of_ljspeech_that_was_cut_short_is_not_there(tmp_path, monkeypatch):
+    source = write_corpus(tmp_path)
+    monkeypatch.setattr(part_of_ljspeech, "IDS", tmp_path / "ids")
+    (tmp_path / "ids").write_text("LJ001-0002\nLJ001-0007")
+    (source / "wavs" / "LJ001-0007.wav").unlink()
+    words = ["-data", str(tmp_path), "-out", str(tmp_path / "part")]
+    args = part_of_ljspeech.make_parser().parse_args(words)
+    with pytest.raises(UserError, match=r"LJ001-0007\.wav: No such file"):
+        part_of_ljspeech.main(args)
+    assert not (tmp_path / "part" / "LJSpeech-1.1").exists()
+
+
+def test_what_edits_the_tree_is_made_last():
+    """What is made after it would name a commit with edits."""
+    names = [entry.name for entry in evidence.ENTRIES]
+    assert names[-1] == "exercises" and len(set(names)) == len(names)
+
+
 def test_every_committed_result_is_of_a_clean_commit_or_told_as_older():
     git = ["git", "-C", str(ROOT)]
     if subprocess.run([*git, "cat-file", "-e", "HEAD~20"], capture_output=True).returncode:

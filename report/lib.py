@@ -1,4 +1,4 @@
-"""What the report's questions share: results, numbers as text, intervals, bands in figures."""
+"""What the report's questions share: results, numbers as text, tables, intervals, bands."""
 
 import re
 from statistics import mean, stdev
@@ -96,6 +96,28 @@ def extent(values, form=","):
 def interval(low, high, digits=3):
     """(-0.5, 1) -> "−0.500 to 1.000"."""
     return f"{signed(low, digits)} to {signed(high, digits)}"
+
+
+# ---------------------------------------------------------------------------------------- Markdown
+def table(header, rows):
+    """The lines of a Markdown table."""
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+BEGIN, END = "<!-- {}: written by make readme -->", "<!-- end of {} -->"
+
+
+def write_between(path, blocks, begin=BEGIN, end=END):
+    """Write {name: lines} into a Markdown file, each between its two markers of that name."""
+    text = path.read_text(encoding="utf-8")
+    for name, lines in blocks.items():
+        before, found_begin, rest = text.partition(begin.format(name))
+        _, found_end, after = rest.partition(end.format(name))
+        if not found_begin or not found_end:
+            raise UserError(f"{path} has lost the markers around its {name}; restore them.")
+        text = "\n".join([before + found_begin, *lines, found_end + after])
+    with runs.write_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 # --------------------------------------------------------------------------------------- intervals

@@ -2,8 +2,7 @@
 
 import runs
 from report import lib, q1, q2, q3
-from report.lib import bytes_text, interval, whole
-from runs import UserError
+from report.lib import bytes_text, interval, table, whole, write_between
 
 
 def result_rows(results):
@@ -72,27 +71,6 @@ def model_facts(model):
         ["trained by", f"`{trained['command']}`"],
         ["scored by", f"`{model['command']}`"],
     ]
-
-
-def table(header, rows):
-    """The lines of a Markdown table."""
-    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
-
-
-BEGIN, END = "<!-- {}: written by make readme -->", "<!-- end of {} -->"
-
-
-def write_between(path, blocks, begin=BEGIN, end=END):
-    """Write {name: lines} into a Markdown file, each between its two markers of that name."""
-    text = path.read_text(encoding="utf-8")
-    for name, lines in blocks.items():
-        before, found_begin, rest = text.partition(begin.format(name))
-        _, found_end, after = rest.partition(end.format(name))
-        if not found_begin or not found_end:
-            raise UserError(f"{path} has lost the markers around its {name}; restore them.")
-        text = "\n".join([before + found_begin, *lines, found_end + after])
-    with runs.write_atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def main(args):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import runs
-from report.readme import table, write_between
+from report.lib import table, write_between
 
 PAGE = runs.ROOT / "EXERCISES.md"
 TRAINING = "-m tools.run_notebook data=sample out=out epochs=7 batch_size=8".split()

@@ -329,7 +329,7 @@ def attention_maps(models, clip, text):
 
 
 def marked(true, written):
-    """`written` as HTML: what differs from the `true` text is bold, ‸ where letters are missing."""
+    """`written` as HTML: what differs from the `true` text is bold, ‸ for missing letters."""
     parts = []
     for tag, _, _, start, stop in Levenshtein.opcodes(true, written):
         part = written[start:stop] or "‸"

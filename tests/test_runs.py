@@ -233,7 +233,16 @@ def test_the_commit_says_when_files_were_edited_since(tmp_path, monkeypatch):
     git("add", "a.py")
     assert runs.git_commit() == f"{commit}-dirty"
     git("commit", "-m", "second")
-    assert runs.git_commit() == git("rev-parse", "HEAD") != commit
+    commit, first = git("rev-parse", "HEAD"), commit
+    assert runs.git_commit() == commit != first
+
+    results = tmp_path / "report" / "results"
+    results.mkdir(parents=True)
+    (results / "q1.json").write_text("{}\n")
+    git("add", "report")
+    assert runs.git_commit() == commit  # making results again is no edit of the code
+    file.write_text("x = 3\n")
+    assert runs.git_commit() == f"{commit}-dirty"
 
 
 # ------------------------------------------------------------------------------------ checkpoints

@@ -159,6 +159,16 @@ def test_the_page_gives_the_text_always_and_a_picture_that_fits(model, monkeypat
     assert len(figure.axes) == 4 and height < 16_383  # pixels, the most that WebP allows
 
 
+def test_the_page_says_how_often_its_model_errs():
+    result = runs.load_result(runs.ROOT / "report", "q3-model")
+    scores = result["recordings"]["clips as they are"]
+    said = demo.about_the_model()
+    assert f"Of {scores['n']} other sentences" in said
+    assert f"{round(100 * scores['wer'])} % of the words wrong" in said
+    assert f"{result['trained']['data']['counts']['train']} sentences read by one woman" in said
+    assert len(demo.EXAMPLES) == 2
+
+
 def test_the_page_says_what_is_wrong_with_a_recording(tmp_path):
     """Without the path of a temporary file, and without advice about metadata.csv."""
     (tmp_path / "memo.m4a").write_bytes(bytes(999))

@@ -34,9 +34,8 @@ def main(args):
         print(make_octmnist(args.out, args.seed))
     if args.only != "octmnist":
         print(make_ljspeech(args.out, args.seed, args.n_clips, args.metadata))
-        if (
-            not args.metadata and not args.n_clips
-        ):  # sentences outside the grammar, on which the notebook shows maps
+        if not args.metadata and not args.n_clips:
+            # sentences outside the grammar, on which the notebook shows maps
             print(make_ljspeech(args.out / "sentences", args.seed, None, SENTENCES))
 
 

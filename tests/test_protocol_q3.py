@@ -265,6 +265,8 @@ def test_training_evaluation_and_results_equal_the_plain_loop(
             "letters": [len(text) for text in references],
             "written": [len(text) for text in hypotheses],
             "damerau_levenshtein": [round(value, 4) for value in similarity],
+            "reference": references,
+            "hypothesis": hypotheses,
         },
     }
     run = q3.train(decoder_name, corpus, settings)

@@ -5,9 +5,8 @@
 
 The text is report/*.typ. It asks for numbers by name, `#n.rate_short`; they come from q1.py, q2.py
 and q3.py. Those that the text uses are kept in report/numbers.json. When one of them changes, it is
-listed with the lines that use it: read these sentences again. claims.py checks what the
-sentences say beyond numbers. The Typst compiler and its fonts come with the package `typst`; the
-same results give the same PDF, byte for byte.
+listed with the lines that use it: read these sentences again. The Typst compiler and its fonts come
+with the package `typst`; the same results give the same PDF, byte for byte.
 """
 
 import json
@@ -17,7 +16,7 @@ import tomllib
 from pathlib import Path
 
 import runs
-from report import claims, figures, lib, q1, q2, q3, sheet
+from report import figures, lib, q1, q2, q3, sheet
 from runs import UserError
 
 import typst
@@ -150,8 +149,6 @@ def write_report(results):
     before = json.loads(runs.read_text(kept)) if kept.exists() else {}
     for line in changes(before, now):
         print(line)
-    for claim in claims.no_longer_true(results):
-        print(f"no longer true, write it anew: {claim}")
     save(kept, (json.dumps(now, indent=1, ensure_ascii=False) + "\n").encode())
     save(folder / "report.pdf", pdf)
     print(f"report/report.pdf: {pages} pages")

@@ -408,7 +408,7 @@ def plot(curves, legend, name, out, source):
     curves: {label: results}; legend: its title. A line is the mean over the seeds, its band reaches
     from the least to the greatest of them, and both end where the first run diverged.
     """
-    figure, panels = utils.pyplot().subplots(1, 2, figsize=(6.8, 2.8), layout="constrained")
+    figure, panels = utils.pyplot().subplots(1, 2, figsize=(6.0, 2.2), layout="constrained")
     measures = {"train_loss": "Training loss", "val_accuracy": "Validation accuracy"}
     for axes, (key, ylabel) in zip(panels, measures.items(), strict=True):
         for label, results in curves.items():

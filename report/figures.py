@@ -17,73 +17,77 @@ from matplotlib.colors import PowerNorm
 
 def draw_all(results, out):
     """Draw each of them into `out`/figures."""
-    draw_rates(results, "", out)
-    draw_rates(results, "-epochs150", out)
+    draw_rates(results, out)
     draw_curves(results, out)
     draw_clips(results, out)
     draw_derailed(results, out)
 
 
-def draw_rates(results, epochs, out):
-    """Q2.1: training loss, and validation accuracy in a panel for each rate."""
-    n_epochs = q2.search(results, epochs)["config"]["epochs"]
-    x = range(1, n_epochs + 1)
-    figure, (left, *panels) = utils.pyplot().subplots(
-        1, 4, figsize=(6.8, 1.75), layout="constrained"
-    )
-    for i, (axes, rate) in enumerate(zip(panels, q2.RATES, strict=True)):
-        runs = q2.network(results, "maxpool", rate, epochs)
-        losses = [[row["train_loss"] for row in run["epochs"]] for run in runs]
-        accuracies = [[row["val_accuracy"] for row in run["epochs"]] for run in runs]
-        band(left, x, losses, f"C{i}")
-        band(axes, x, accuracies, f"C{i}", linewidth=1.0)
-        axes.set(ylim=(0, 1))
-        axes.set_title(f"rate {rate}", fontsize=8, color=f"C{i}")
-    left.set_ylabel("Training loss", fontsize=7)
-    left.set_ylim(bottom=0)
-    panels[0].set_ylabel("Validation accuracy", fontsize=7)
-    for axes in (left, *panels):
-        axes.set(xlabel="Epoch", xticks=np.linspace(0, n_epochs, 4))
-        axes.grid(alpha=0.3)
-    utils.save_figure(figure, out, f"CNN-rates{epochs}-seeds", source_of(runs[0]))
+def draw_rates(results, out):
+    """Q2.1: training loss and validation accuracy at the three rates, over 15 and 150 epochs."""
+    figure, panels = utils.pyplot().subplots(1, 4, figsize=(6.6, 2.2), layout="constrained")
+    for pair, epochs in zip((panels[:2], panels[2:]), ("", "-epochs150"), strict=True):
+        n_epochs = q2.search(results, epochs)["config"]["epochs"]
+        for i, rate in enumerate(q2.RATES):
+            runs = q2.network(results, "maxpool", rate, epochs)
+            colour = f"C{2 + i}"  # blue and orange are for the two networks
+            for axes, key in zip(pair, ("train_loss", "val_accuracy"), strict=True):
+                values = [[row[key] for row in run["epochs"]] for run in runs]
+                band(axes, range(1, n_epochs + 1), values, colour, linewidth=1.0, label=rate)
+        pair[0].set(ylabel="Training loss", ylim=(0, 1.5))
+        pair[1].set(ylabel="Validation accuracy", ylim=(0, 1))
+        shares = q2.class_shares(q2.search(results, epochs), "val")
+        for share in (shares[q2.NORMAL], shares[q2.CNV]):
+            pair[1].axhline(share, color="black", linestyle=":", linewidth=0.8)
+        for axes in pair:
+            axes.set(xlabel="Epoch", xticks=np.linspace(0, n_epochs, 4))
+            axes.grid(alpha=0.3)
+    handles, labels = panels[0].get_legend_handles_labels()
+    titles = [f"learning rate {rate}" for rate in labels]
+    figure.legend(handles, titles, loc="outside upper center", ncols=3, frameon=False)
+    utils.save_figure(figure, out, "CNN-rates-seeds", source_of(runs[0]))
 
 
-CURVES = {  # a panel for each: what is drawn in it, in which colour and line
-    "Loss (nats per token)": {"val_loss": ("C0", "-"), "train_loss": ("C1", "--")},
-    "Similarity on validation": {
-        "damerau_levenshtein": ("C0", "-"),
-        "jaccard": ("C1", "--"),
-        "cosine": ("C2", ":"),
-    },
-    "Error rate on validation": {"wer": ("C3", "-"), "cer": ("C4", "--")},
+CURVES = {  # a panel for each: what is drawn in it, and in which line
+    "Loss (nats per token)": {"val_loss": "-", "train_loss": "--"},
+    "Similarity on validation": {"damerau_levenshtein": "-", "jaccard": "--", "cosine": ":"},
+    "Error rate on validation": {"wer": "-", "cer": "--"},
 }
 LABELS = {"val_loss": "validation", "train_loss": "training", **SCORES}
 
 
 def draw_curves(results, out):
     """Q3.1, Q3.2: losses, similarities and error rates after each epoch, a row for each decoder."""
-    figure, rows = utils.pyplot().subplots(
-        2, 3, figsize=(6.8, 3.8), sharex=True, sharey="col", layout="constrained"
+    plt = utils.pyplot()
+    figure, rows = plt.subplots(
+        2, 3, figsize=(6.6, 3.4), sharex=True, sharey="col", layout="constrained"
     )
     for panels, (decoder, title) in zip(rows, NAMES.items(), strict=True):
         runs = q3.full_runs(results, decoder)
         without = results[f"q3-{decoder}-full-handed-out"]["epochs"]
         for axes, (ylabel, curves) in zip(panels, CURVES.items(), strict=True):
-            for key, (colour, style) in curves.items():
+            for key, style in curves.items():
                 values = [[row[key] for row in run["epochs"]] for run in runs]
                 x = range(1, len(values[0]) + 1)
-                band(axes, x, values, colour, linestyle=style, label=LABELS[key])
+                band(axes, x, values, COLOURS[decoder], linestyle=style, label=LABELS[key])
             if "wer" not in curves:  # the error rates without the aids would hide all others
                 first = [row[next(iter(curves))] for row in without]
-                axes.plot(x, first, color="gray", linewidth=0.8, label="without the aids")
+                axes.plot(x, first, color="gray", linewidth=0.8, label="no aids")
             axes.set_ylabel(ylabel, fontsize=7)
             axes.grid(alpha=0.3)
         panels[1].set_title(f"{title} decoder", fontsize=9)
-    legend = {"fontsize": 7, "handlelength": 1.8, "ncols": 2, "columnspacing": 1}
     for axes in rows[1]:
         axes.set_ylim(bottom=0)  # in both rows: they share it
         axes.set_xlabel("Epoch")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.36), frameon=False, **legend)
+        handles, labels = axes.get_legend_handles_labels()
+        lines = [plt.Line2D([], [], color="gray", ls=h.get_ls(), lw=h.get_lw()) for h in handles]
+        place = {
+            "loc": "upper center",
+            "bbox_to_anchor": (0.5, -0.36),
+            "ncols": 2,
+            "columnspacing": 1,
+        }
+        axes.legend(lines, labels, frameon=False, fontsize=7, handlelength=2.2, **place)
     utils.save_figure(figure, out, "q3-full-curves", source_of(runs[0]))
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from scipy import stats
 
 RATES = ("0.1", "0.01", "0.001")
-DRUSEN, NORMAL = utils.OCT_CLASSES.index("drusen"), utils.OCT_CLASSES.index("normal")
+CNV, NORMAL = utils.OCT_CLASSES.index("CNV"), utils.OCT_CLASSES.index("normal")
 
 
 def numbers(results):
@@ -41,17 +41,18 @@ def numbers(results):
         "batch_size": short["config"]["batch_size"],
         "updates_an_epoch": updates(short) // short["config"]["epochs"],
         "updates_short": whole(updates(short)),
-        "updates_long": whole(updates(long)),
+        "n_long": long["config"]["epochs"],
         "rate_short": f"{short['best']['learning_rate']:g}",
         "rate_long": f"{long['best']['learning_rate']:g}",
         "parameters": whole(short["parameters"]),
         "products_pool": whole(runs["pool"][0]["multiply_accumulates"]),
         "products_strided": whole(runs["strided"][0]["multiply_accumulates"]),
         "loss_of_shares": f"{loss_of_shares(short):.3f}",
-        "largest_share_val": f"{max(shares['val']):.3f}",
+        "normal_val": f"{shares['val'][NORMAL]:.3f}",
+        "cnv_val": f"{shares['val'][CNV]:.3f}",
         "largest_share_test": f"{max(shares['test']):.3f}",
         "percent_normal_val": percent(shares["val"][NORMAL]),
-        "class_rows": class_rows(short),
+        **{f"counts_{split}": listing(short["data"]["class_counts"][split]) for split in shares},
         "rows": rate_rows(results, ""),
         "rows150": rate_rows(results, "-epochs150"),
         "compared_rows": compared_rows(runs),
@@ -98,7 +99,6 @@ def scores_of(runs):
         "val_mean": average(last(runs, "val_accuracy")),
         "test": spread(test(runs, "accuracy")),
         "test_mean": average(test(runs, "accuracy")),
-        "drusen_as_normal": average([row[DRUSEN][NORMAL] for row in test(runs, "confusion")], 0),
     }
 
 
@@ -167,23 +167,25 @@ def earlier_runs(results):
 
 
 def break_down(results, search):
-    """The 150 epochs at the largest rate: the distance to the middle one, and which of the earlier
+    """150 epochs at the two larger rates: which is ahead, by which rule, and which of the earlier
     runs broke down.
     """
     high, middle = (network(results, "maxpool", rate, "-epochs150") for rate in RATES[:2])
+    curves = [
+        np.array(
+            [[row["val_accuracy"] for row in run["epochs"]] for run in runs]
+        )  # (seeds, epochs)
+        for runs in (high, middle)
+    ]
+    leads = curves[0].mean(axis=0) > curves[1].mean(axis=0)
     earlier = earlier_runs(results)
-    fallen = collapsed(earlier, search)
-    lowest = [min(row["train_loss"] for row in run["epochs"]) for run in fallen]
-    accuracies = last(middle, "val_accuracy"), last(high, "val_accuracy")
     return {
-        "middle_over_high": difference(*accuracies),
-        "n_fallen": len(fallen),
+        "middle_over_high": difference(last(middle, "val_accuracy"), last(high, "val_accuracy")),
+        "high_leads": int(leads.sum()),
+        "high_best": average(list(curves[0].max(axis=1))),
+        "middle_best": average(list(curves[1].max(axis=1))),
+        "n_fallen": len(collapsed(earlier, search)),
         "n_earlier": len(earlier),
-        "val_of_fallen": listing(f"{value:.3f}" for value in last(fallen, "val_accuracy")),
-        "lowest_of_fallen": listing(f"{loss:.2f}" for loss in lowest),
-        "earlier_processor": earlier[0]["environment"]["processor"].split(",")[0],
-        "processor": high[0]["environment"]["processor"].split(",")[0],
-        "commit": high[0]["environment"]["commit"][:7],
     }
 
 
@@ -194,58 +196,32 @@ COMPARED = ("pool150", "average150", "strided150")
 def comparisons(runs, search):
     """Differences between the networks, with their intervals."""
     accuracy = {name: test(found, "accuracy") for name, found in runs.items()}
-    pool, strided = mean(accuracy["pool"]), mean(accuracy["strided"])
-    n_test = search["data"]["counts"]["test"]
     expected, error = reweighted(search, runs["pool"])
-    best, middle, least = (np.array(accuracy[name]) for name in COMPARED)
-    share, ends = share_with_interval(best - middle, best - least)
     return {
         "recalls": listing(average(values) for values in recalls(runs["pool"]).values()),
         "reweighted": f"{expected:.3f}",
         "error_of_val": f"{error:.3f}",
-        "lead_size": f"{pool - strided:.3f}",
         "lead": difference(accuracy["pool"], accuracy["strided"]),
         "lead_val": difference(*(last(runs[n], "val_accuracy") for n in ("pool", "strided"))),
-        "lead_over_images": interval(*over_images(pool, strided, n_test)),
         "lead150": difference(accuracy["pool150"], accuracy["strided150"]),
         "lead150_fast": difference(accuracy["pool150_fast"], accuracy["strided150_fast"]),
         "selecting": difference(accuracy["pool150"], accuracy["average150"]),
-        "selecting_short": difference(accuracy["pool"], accuracy["average"]),
-        "selecting_short_size": f"{pool - mean(accuracy['average']):.3f}",
+        "selecting_short_size": f"{mean(accuracy['pool']) - mean(accuracy['average']):.3f}",
         "looking": difference(accuracy["average150"], accuracy["strided150"]),
         "looking_short": difference(accuracy["average"], accuracy["strided"]),
-        "share_selecting": percent(share),
-        "share_interval": " to ".join(map(percent, ends)),
+        "looking_val": difference(
+            *(last(runs[n], "val_accuracy") for n in ("average150", "strided150"))
+        ),
+        "hard_share": percent(share_of_hardest(runs)),
         "shift_changes": [shift_change(runs, n) for n in (1, 2, 3)],
     }
 
 
-def over_images(a, b, n):
-    """95 % interval of the difference of two accuracies that the choice of n images leaves, the two
-    networks' answers taken as independent.
-    """
-    error = math.sqrt(a * (1 - a) / n + b * (1 - b) / n)
-    return a - b - 1.96 * error, a - b + 1.96 * error
-
-
-def share_with_interval(parts, wholes):
-    """The share mean(parts) / mean(wholes) of paired values, and Fieller's 95 % interval for it.
-
-    The interval holds every share r that a paired t test of parts - r * wholes does not reject:
-
-        mean(parts - r wholes)^2 <= t^2 / n * variance(parts - r wholes),
-
-    which is a r^2 - 2 b r + c <= 0 with the a, b and c below.
-    """
-    n = len(parts)
-    part, whole = np.mean(parts), np.mean(wholes)
-    variances = np.cov(parts, wholes)  # (2, 2)
-    k = stats.t.ppf(0.975, n - 1) ** 2 / n
-    a = whole**2 - k * variances[1, 1]
-    b = part * whole - k * variances[0, 1]
-    c = part**2 - k * variances[0, 0]
-    width = math.sqrt(b**2 - a * c)
-    return part / whole, ((b - width) / a, (b + width) / a)
+def share_of_hardest(runs):
+    """The part of max-pooling's lead over strides (150 epochs) that DME and drusen make up."""
+    pool, strided = (recalls(runs[name]) for name in ("pool150", "strided150"))
+    gained = {name: mean(pool[name]) - mean(strided[name]) for name in pool}
+    return (gained["DME"] + gained["drusen"]) / sum(gained.values())
 
 
 def shift_change(runs, n):
@@ -258,15 +234,6 @@ def shift_change(runs, n):
 
 
 # ------------------------------------------------------------------------------------------- tables
-def class_rows(search):
-    """The number of images of each class, a row for each split."""
-    rows = []
-    for split, title in (("train", "training"), ("val", "validation"), ("test", "test")):
-        found = search["data"]["class_counts"][split]
-        rows.append([title, *map(str, found), whole(sum(found))])
-    return rows
-
-
 def rate_rows(results, epochs):
     """The search over the rates, Q2.1's answer in bold; last the network that does not look."""
     found = search(results, epochs)
@@ -284,14 +251,13 @@ def rate_rows(results, epochs):
 
 
 def compared_rows(runs):
-    """Q2.2: both networks after 15 epochs, and after 150 at two rates; Q2.3's control after 15."""
+    """All networks after 15 epochs, and after 150 at two rates."""
     titles = {"pool": "max-pool", "strided": "strided", "average": "average pooling (Q2.3)"}
     rows = []
     for name, found in runs.items():
-        if name != "average150":  # that is in network_rows
-            config, title = found[0]["config"], titles[name.partition("150")[0]]
-            setting = f"{config['epochs']}, {config['learning_rate']:g}"
-            rows.append([setting, title, *map(spread, measures(found).values())])
+        config, title = found[0]["config"], titles[name.partition("150")[0]]
+        setting = f"{config['epochs']}, {config['learning_rate']:g}"
+        rows.append([setting, title, *map(spread, measures(found).values())])
     return rows
 
 

@@ -20,7 +20,7 @@ def draw_all(results, out):
     draw_rates(results, out)
     draw_curves(results, out)
     draw_clips(results, out)
-    draw_derailed(results, out)
+    draw_lost(results, out)
 
 
 def draw_rates(results, out):
@@ -81,34 +81,20 @@ def draw_curves(results, out):
         axes.set_xlabel("Epoch")
         handles, labels = axes.get_legend_handles_labels()
         lines = [plt.Line2D([], [], color="gray", ls=h.get_ls(), lw=h.get_lw()) for h in handles]
-        place = {
-            "loc": "upper center",
-            "bbox_to_anchor": (0.5, -0.36),
-            "ncols": 2,
-            "columnspacing": 1,
-        }
-        axes.legend(lines, labels, frameon=False, fontsize=7, handlelength=2.2, **place)
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.36), "ncols": 2}
+        form = {"frameon": False, "fontsize": 7, "handlelength": 2.2, "columnspacing": 1}
+        axes.legend(lines, labels, **place, **form)
     utils.save_figure(figure, out, "q3-full-curves", source_of(runs[0]))
 
 
 def draw_clips(results, out):
     """Q3.3: how the test clips fall out for both decoders."""
-    figure, panels = utils.pyplot().subplots(1, 3, figsize=(6.8, 2.05), layout="constrained")
-    left, middle, right = panels
+    figure, (left, right) = utils.pyplot().subplots(1, 2, figsize=(6.0, 1.9), layout="constrained")
     pairs = q3.clip_pairs(results)
-
-    edges = np.linspace(-0.525, 0.525, 22)
-    leads = [np.clip(q3.lead_of(p), -0.5, 0.5) for p in pairs]
-    counts = np.array([np.histogram(lead, edges)[0] for lead in leads])
-    centres = (edges[1:] + edges[:-1]) / 2
-    left.bar(centres, counts.mean(axis=0), width=0.045, color="dimgray")
-    left.axvline(0, color="black", linewidth=0.6)
-    left.set(yscale="log", xlabel="Transformer − LSTM", ylabel="Test clips (log scale)")
-
     limits = np.linspace(0.2, 1, 161)
     for column, (decoder, title) in enumerate(NAMES.items()):
         shares = [[(p[:, column] < limit).mean() for limit in limits] for p in pairs]
-        band(middle, limits, shares, COLOURS[decoder], label=title)
+        band(left, limits, shares, COLOURS[decoder], label=title)
 
         runs = q3.full_runs(results, decoder)
         groups = np.array_split(np.sort(runs[0]["clips"]["seconds"]), 8)
@@ -116,35 +102,33 @@ def draw_clips(results, out):
         similarities = [q3.by_length(run, 8) for run in runs]
         dots = {"marker": "o", "markersize": 3}
         band(right, seconds, similarities, COLOURS[decoder], label=title, **dots)
-    middle.set(
-        yscale="log", ylim=(1e-4, 1.3), xlabel="Similarity", ylabel="Share of clips below it"
-    )
+    left.axvline(q3.LOST, color="black", linestyle=":", linewidth=0.8)
+    left.set(yscale="log", ylim=(1e-4, 1.3), xlabel="Similarity", ylabel="Share of clips below it")
     right.set(xlabel="Length of the clip (s)", ylabel="Mean similarity")
-    for axes in (middle, right):
+    for axes in (left, right):
         axes.legend(frameon=False)
-    for axes in panels:
         axes.grid(alpha=0.3)
     utils.save_figure(figure, out, "q3-full-clips", source_of(runs[0]))
 
 
-def draw_derailed(results, out):
+def draw_lost(results, out):
     """Q3.3: where cross-attention listens while a text goes wrong, and while it goes right."""
     titles = ("LSTM: a loop", "transformer: the same", "transformer: a loop", "LSTM: a jump")
-    maps = results["q3-derailed"]["maps"]
-    figure, panels = utils.pyplot().subplots(1, 4, figsize=(7.2, 2.7), layout="constrained")
+    maps = results["q3-lost"]["maps"]
+    figure, panels = utils.pyplot().subplots(1, 4, figsize=(6.6, 2.6), layout="constrained")
     for axes, title, shown in zip(panels, titles, maps, strict=True):
         weights = np.array(shown["percent"]) / 100  # (letters, time)
         extent = (0, shown["seconds"], -0.5, len(weights) - 0.5)
-        options = {"origin": "lower", "aspect": "auto", "cmap": "Blues"}
+        options = {"origin": "lower", "aspect": "auto", "cmap": "Greys"}
         axes.imshow(weights, extent=extent, norm=PowerNorm(0.45, vmin=0, vmax=0.8), **options)
         places, labels = labels_of(shown["written"][: len(weights)])
-        axes.set_yticks(places, labels, fontsize=6.5)
+        axes.set_yticks(places, labels, fontsize=7)
         axes.set(xlabel="Time in the clip (s)", xticks=range(0, int(shown["seconds"]) + 1, 2))
         axes.set_title(title, fontsize=8)
-    utils.save_figure(figure, out, "q3-full-derailed", source_of(results["q3-derailed"]))
+    utils.save_figure(figure, out, "q3-full-lost", source_of(results["q3-lost"]))
 
 
-def labels_of(text, n_labels=20):
+def labels_of(text, n_labels=17):
     """(places, labels) along a text: its letters, or in a long one some of its words."""
     if len(text) < 30:
         return range(len(text)), list(text.replace(" ", "␣"))

@@ -127,12 +127,6 @@ def welch(a, b):
     return np.mean(a) - np.mean(b), low, high
 
 
-def paired(a, b):
-    """The mean of a - b, value by value, and its 95 % t interval."""
-    low, high = stats.ttest_rel(a, b).confidence_interval(0.95)
-    return np.mean(a) - np.mean(b), low, high
-
-
 def difference(a, b):
     """Welch's as text: "0.130 (95 % interval 0.097 to 0.163)"."""
     size, low, high = welch(a, b)

@@ -27,6 +27,7 @@ def numbers(results):
         return listing(fitted_slope(curve(q1, method, D)) for D in dims)
 
     return {
+        "commit": q1["environment"]["commit"][:7],
         "processor": q1["environment"]["processor"],
         "threads": q1["environment"]["threads"],
         "rounds": q1["config"]["rounds"],

@@ -42,6 +42,7 @@ def numbers(results):
         "updates_an_epoch": updates(short) // short["config"]["epochs"],
         "updates_short": whole(updates(short)),
         "n_long": long["config"]["epochs"],
+        "commit": long["environment"]["commit"][:7],
         "rate_short": f"{short['best']['learning_rate']:g}",
         "rate_long": f"{long['best']['learning_rate']:g}",
         "parameters": whole(short["parameters"]),

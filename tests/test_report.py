@@ -8,7 +8,7 @@ import zipfile
 
 import runs
 from conftest import ROOT
-from report import figures, lib, make, q1, q3, readme, sheet, submission
+from report import figures, lib, make, q1, q2, q3, readme, sheet, submission
 from runs import UserError
 
 import numpy as np
@@ -168,14 +168,20 @@ def test_numbers_as_text():
     assert lib.extent([5, 3, 4000]) == "3 to 4,000" and lib.extent([5, 5]) == "5"
 
 
-def test_intervals_by_hand():
-    """Welch: means 3 and 1, both variances 1, n = 3: error sqrt(2/3), 4 degrees of freedom.
-    Paired: gaps 1, 2 and 3, deviation 1, n = 3, 2 degrees of freedom.
-    """
+def test_the_interval_by_hand():
+    """Welch: means 3 and 1, both variances 1, n = 3: error sqrt(2/3), 4 degrees of freedom."""
     half = 2.776 * 0.8165
     assert lib.welch([2, 3, 4], [0, 1, 2]) == pytest.approx((2, 2 - half, 2 + half), abs=1e-3)
-    half = 4.303 / 3**0.5
-    assert lib.paired([2, 4, 6], [1, 2, 3]) == pytest.approx((2, 2 - half, 2 + half), abs=1e-3)
+
+
+def test_whose_recalls_make_up_the_lead():
+    """Strides find half of every class, max-pooling all of DME and three quarters of CNV."""
+    tables = {
+        "strided150": [[6, 6, 0, 0], [6, 6, 0, 0], [0, 0, 6, 6], [0, 0, 6, 6]],
+        "pool150": [[9, 3, 0, 0], [0, 12, 0, 0], [0, 0, 6, 6], [0, 0, 6, 6]],
+    }
+    groups = {name: [{"test": {"confusion": table}}] for name, table in tables.items()}
+    assert q2.share_of_hardest(groups) == pytest.approx(0.5 / 0.75)
 
 
 def test_kinds_of_failure():
@@ -187,17 +193,24 @@ def test_kinds_of_failure():
     }
     rows = [{"hypothesis": text, "reference": "the cat sat on the mat"} for text in texts]
     names = [f"q3-lstm-full-seed{seed}" for seed in q3.SEEDS]
-    results = {"q3-derailed": {"texts": {name: rows if name == names[0] else [] for name in names}}}
+    results = {"q3-lost": {"texts": {name: rows if name == names[0] else [] for name in names}}}
     assert q3.kinds_of_failure(results, "lstm") == dict.fromkeys(texts.values(), 1)
 
 
 def test_how_clips_fall_out():
     pairs = np.array([[1.0, 0.95], [0.5, 0.9], [0.8, 0.8], [0.6, 0.69]])  # LSTM, transformer
     counts = {name: tuple(n) for name, n in q3.counts_of(pairs).items()}
-    assert counts == {"better": (1, 2), "exact": (1, 0), "derailed": (2, 1)}  # LSTM, transformer
-    n_lost, of_lost, of_kept = q3.parts_of_lead(pairs)
-    assert n_lost == 2 and of_lost == pytest.approx(0.49 / 4)
-    assert of_lost + of_kept == pytest.approx(np.diff(pairs).mean())
+    assert counts == {"better": (1, 2), "exact": (1, 0), "lost": (2, 1)}  # LSTM, transformer
+
+
+def test_the_likelihood_of_a_whole_text():
+    """Means of 9 letters and the stop, 0.1 nats a token apart: e^1 times as likely."""
+    runs_of = {
+        f"q3-{decoder}-full-seed{seed}": {"test": {"loss": loss}, "clips": {"letters": [8, 10]}}
+        for decoder, loss in (("lstm", 0.2), ("transformer", 0.3))
+        for seed in q3.SEEDS
+    }
+    assert q3.likelier(runs_of) == pytest.approx(np.e)
 
 
 # --------------------------------------------------------------------------- README and submission

@@ -63,7 +63,9 @@ def paths_of_figures(out):
 
 
 def compile_document(name, numbers, out):
-    """(PDF as bytes, number of pages) of report/`name`.typ about `numbers` and `out`'s figures."""
+    """report/`name`.typ about `numbers` and `out`'s figures: (PDF as bytes, number of pages,
+    [first page of each chapter]).
+    """
     root = Path(os.path.commonpath([lib.ROOT, out.resolve()]))  # Typst reads nothing outside of it
     paths = {
         figure: "/" + path.resolve().relative_to(root).as_posix()
@@ -77,8 +79,8 @@ def compile_document(name, numbers, out):
         "sys_inputs": {"given": json.dumps({"numbers": numbers, "figures": paths, "group": group})},
     }
     pdf = typst.compile(**inputs, format="pdf")
-    (pages,) = json.loads(typst.query(selector="<pages>", field="value", **inputs))
-    return pdf, pages
+    ((n_pages, starts),) = json.loads(typst.query(selector="<pages>", field="value", **inputs))
+    return pdf, n_pages, starts
 
 
 # ---------------------------------------------------------------------------- numbers in the text
@@ -144,23 +146,23 @@ def write_report(results):
     """
     folder = lib.ROOT / "report"
     numbers = all_numbers(results)
-    pdf, pages = compile_document("report", numbers, folder)
+    pdf, n_pages, _ = compile_document("report", numbers, folder)
     kept, now = folder / "numbers.json", numbers_in_text(numbers)
     before = json.loads(runs.read_text(kept)) if kept.exists() else {}
     for line in changes(before, now):
         print(line)
     save(kept, (json.dumps(now, indent=1, ensure_ascii=False) + "\n").encode())
     save(folder / "report.pdf", pdf)
-    print(f"report/report.pdf: {pages} pages")
+    print(f"report/report.pdf: {n_pages} pages")
     return pdf
 
 
 def write_sheet(results, out):
     """Compile `out`/results.pdf."""
     contents = sheet.contents(results, paths_of_figures(out))
-    pdf, pages = compile_document("results", contents, out)
+    pdf, n_pages, _ = compile_document("results", contents, out)
     save(out / "results.pdf", pdf)
-    print(f"{out / 'results.pdf'}: {pages} pages")
+    print(f"{out / 'results.pdf'}: {n_pages} pages")
 
 
 def save(path, content):

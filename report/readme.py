@@ -1,8 +1,8 @@
 """Write what the committed results say into README and into the model's card."""
 
 import runs
-from report import lib, q1, q2, q3
-from report.lib import bytes_text, interval, table, whole, write_between
+from report import lib, make, q1, q2, q3
+from report.lib import bytes_text, extent, interval, listing, table, whole, write_between
 
 
 def result_rows(results):
@@ -29,6 +29,17 @@ def result_rows(results):
     text += f"similarity {scores['damerau_levenshtein']:.3f}, WER {scores['wer']:.3f}"
     rows.append(["Q3", text, results["q3-model"]["data"]["source"]])
     return rows
+
+
+def sentence_of_pages(starts):
+    """README's sentence on which pages of the PDF answer each question."""
+    _, second, third, appendix = starts[:4]
+    ends = second, third, appendix - 1  # the appendix begins on a new page
+    places = [
+        f"question {number} on pages {extent(pages)}"
+        for number, pages in enumerate(zip(starts[:3], ends, strict=True), 1)
+    ]
+    return f"In the PDF, {listing(places)}."
 
 
 def sentence_of_times(times):
@@ -77,7 +88,10 @@ def main(args):
     results = lib.read_results(lib.ROOT / "report")
     rows = table(["question", "result", "data"], result_rows(results))
     times = [sentence_of_times(results["times"])]
-    write_between(lib.ROOT / "README.md", {"times": times, "results": rows})
+    folder = lib.ROOT / "report"
+    *_, starts = make.compile_document("report", make.all_numbers(results), folder)
+    pages = [sentence_of_pages(starts)]
+    write_between(lib.ROOT / "README.md", {"times": times, "pages": pages, "results": rows})
 
     header = ["recordings", "how many", "similarity", "word error rate", "letter error rate"]
     scores = table(header, model_rows(results["q3-model"]))

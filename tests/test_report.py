@@ -310,7 +310,8 @@ def test_readme_and_card_are_current(project):
     pages = ("README.md", "report/models/README.md")
     (project / "report" / "models").mkdir()
     shutil.copy(ROOT / pages[1], project / pages[1])
-    figures = project / "report" / "figures"  # without them the report has fewer pages
+    shutil.copy(ROOT / "report" / "group.toml", project / "report")
+    figures = project / "report" / "figures"  # the pages are those with all figures
     shutil.copytree(ROOT / "report" / "figures", figures, dirs_exist_ok=True)
     readme.main(None)
     for page in pages:

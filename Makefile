@@ -93,13 +93,15 @@ demo: .venv/ready  ## speak into a page of the browser; gradio is installed if n
 	"$(PY)" demo.py
 
 NEEDED_BY_model := METADATA=metadata.csv, which is spoken, and DATA=folder with real clips
-model: .venv/ready  ## make transcribe's model again: METADATA= is spoken, DATA= has real clips
+model: .venv/ready  ## make both trained models again: METADATA= is spoken, DATA= has real clips
 	$(if $(and $(METADATA),$(filter-out sample,$(DATA))),,$(error give $(NEEDED_BY_model)))
 	"$(PY)" -m tools.make_sample_data -only ljspeech -metadata "$(METADATA)" -out build/spoken
-	"$(PY)" -m tools.finetune -spoken build/spoken -data "$(DATA)" -out build/model
 	"$(PY)" -m tools.letters -metadata "$(METADATA)" -data "$(DATA)"
-	"$(PY)" -m tools.make_model -data "$(DATA)" \
-		-checkpoint build/model/finetuned/checkpoints/q3-transformer.pt
+	for decoder in lstm transformer; do \
+		"$(PY)" -m tools.finetune -spoken build/spoken -data "$(DATA)" -decoder $$decoder -resume \
+		&& "$(PY)" -m tools.make_model -data "$(DATA)" -decoder $$decoder \
+			-checkpoint build/model/finetuned/checkpoints/q3-$$decoder.pt || exit 1; \
+	done
 	"$(PY)" -m report.readme
 
 evidence: .venv/ready  ## make the committed results again (hours; `python -m tools.evidence` lists them)

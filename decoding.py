@@ -319,12 +319,14 @@ def beam_search(
     beam: int = 8,
     ctc_share: float = 0.4,
     letters: LetterModel | None = None,
+    letter_share: float = LETTER_SHARE,
 ) -> list[int]:
     """The likeliest text of one clip (T, n_mels), as tokens without START and STOP.
 
     The decoder and the CTC layer vote together (Hori, Watanabe and Hershey 2017); a CTC layer that
     was not trained has no vote. beam: how many hypotheses are kept at each step. ctc_share: weight
-    of the CTC layer's vote. letters: a `LetterModel` on the CPU that votes, too.
+    of the CTC layer's vote. letters: a `LetterModel` on the CPU that votes, too, with the weight
+    letter_share.
 
     The search uses a KV cache. Afterwards the plain decoder reads the text that was found; if it
     gives it another score, the search is repeated without the cache.
@@ -336,7 +338,7 @@ def beam_search(
     ctc_log_p = model.ctc(z)[0].float().log_softmax(dim=-1).cpu()  # (S, V)
 
     def search(stepwise):
-        return _search(stepwise, max_tokens, beam, ctc_log_p, ctc_share, letters)
+        return _search(stepwise, max_tokens, beam, ctc_log_p, ctc_share, letters, letter_share)
 
     def search_with_cache():
         text, score = search(CachedDecoder(decoder, z, mask))
@@ -360,7 +362,7 @@ def _score_mismatch(decoder, z, mask, text, score):
     return f"it scores a text {score:.2f} that the decoder scores {plain:.2f}"
 
 
-def _search(decoder, max_tokens, beam, ctc_log_p, ctc_share, letters):
+def _search(decoder, max_tokens, beam, ctc_log_p, ctc_share, letters, letter_share):
     """The best text (L,), with START and without STOP, and its log-probability by the decoder.
 
     decoder: a CachedDecoder or PlainDecoder. The votes of decoder and CTC only fall as a text
@@ -384,7 +386,7 @@ def _search(decoder, max_tokens, beam, ctc_log_p, ctc_share, letters):
             logits, letter_state = letters(hypotheses[:, -1:], letter_state)
             log_p = logits[:, -1].double().log_softmax(dim=-1)
             of_letters = letter_scores[:, None] + log_p + LETTER_BONUS
-            scores = scores + LETTER_SHARE * of_letters
+            scores = scores + letter_share * of_letters
         scores[:, [START, PAD]] = -math.inf
 
         finished = scores[:, STOP].argmax()

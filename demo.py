@@ -86,7 +86,7 @@ EXAMPLES = sorted(transcribe.MODEL.parent.glob("synthetic-voice-*.flac"))
 
 def about_the_model():
     """What the model that comes with the clone learned from, and how often it errs."""
-    result = runs.load_result(runs.ROOT / "report", "q3-model")
+    result = runs.load_result(runs.ROOT / "report", "q3-model-transformer")
     scores = result["recordings"]["clips as they are"]
     n_real = result["trained"]["data"]["counts"]["train"]
     return (

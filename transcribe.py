@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 NOTEBOOK = runs.ROOT / "hw2-q3.ipynb"
-MODEL = runs.ROOT / "report" / "models" / "q3.pt"
+MODEL = runs.ROOT / "report" / "models" / "q3-transformer.pt"
 LETTERS = MODEL.with_name("letters.pt")
 
 LONGEST_STRETCH = 10.0  # seconds; no clip of LJ Speech is longer than 10.1
@@ -78,16 +78,17 @@ def letter_model():
     return model.eval()
 
 
-def write_down(model, samples, with_letters=True):
-    """What `model` writes for one stretch of speech (n,); the letter model may vote, too."""
+def write_down(model, samples, letter_share=decoding.LETTER_SHARE):
+    """What `model` writes for one stretch (n,); letter_share 0: without the letter model."""
     device = next(model.parameters()).device
     features = utils.centre(utils.log_mel(samples)).to(device)  # (T, 80)
     max_tokens = min(250, model.sizes.n_positions - 1)  # the transformer has no more positions
-    letters = letter_model() if with_letters else None
-    return utils.decode(decoding.beam_search(model, features, max_tokens, letters=letters)).strip()
+    letters = letter_model() if letter_share else None
+    votes = {"letters": letters, "letter_share": letter_share}
+    return utils.decode(decoding.beam_search(model, features, max_tokens, **votes)).strip()
 
 
-def write_stretches(model, samples, name="recording", with_letters=True):
+def write_stretches(model, samples, name="recording", letter_share=decoding.LETTER_SHARE):
     """Yield what `model` writes for samples (n,): (start, stop, text) for each stretch of speech.
 
     A text may be empty. name: of the progress bar, which is shown for two stretches and more.
@@ -95,12 +96,12 @@ def write_stretches(model, samples, name="recording", with_letters=True):
     stretches = stretches_of_speech(samples)
     without_bar = len(stretches) < 2 or runs.QUIET
     for start, stop in tqdm(stretches, name, leave=False, disable=without_bar):
-        yield start, stop, write_down(model, samples[start:stop], with_letters)
+        yield start, stop, write_down(model, samples[start:stop], letter_share)
 
 
-def transcribe_samples(model, samples, name="recording", with_letters=True):
+def transcribe_samples(model, samples, name="recording", letter_share=decoding.LETTER_SHARE):
     """`write_stretches` as a list."""
-    return list(write_stretches(model, samples, name, with_letters))
+    return list(write_stretches(model, samples, name, letter_share))
 
 
 def text_of(written):

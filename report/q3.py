@@ -36,7 +36,7 @@ def numbers(results):
     config = lstm[0]["config"]
     fine_tuned = real_runs(results, "lstm", "finetuned")[0]
     n_real = fine_tuned["data"]["counts"]
-    greedy, beam = (results["q3-model"]["test"][how] for how in ("greedy", "beam"))
+    greedy, beam = (results["q3-model-transformer"]["test"][how] for how in ("greedy", "beam"))
     return {
         **{f"n_{split}": whole(n) for split, n in lstm[0]["data"]["counts"].items()},
         "n_seeds": len(SEEDS),

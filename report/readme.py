@@ -24,10 +24,11 @@ def result_rows(results):
         text = f"{title}: test loss {scores['loss']}, similarity {scores['damerau_levenshtein']}, "
         text += f"Jaccard {scores['jaccard']}, cosine {scores['cosine']}, WER {scores['wer']}"
         rows.append(["Q3", text, speech])
-    scores = results["q3-model"]["recordings"]["clips as they are"]
+    model = results["q3-model-transformer"]
+    scores = model["recordings"]["clips as they are"]
     text = "the model of `transcribe.py`: "
     text += f"similarity {scores['damerau_levenshtein']:.3f}, WER {scores['wer']:.3f}"
-    rows.append(["Q3", text, results["q3-model"]["data"]["source"]])
+    rows.append(["Q3", text, model["data"]["source"]])
     return rows
 
 
@@ -68,7 +69,7 @@ def model_rows(model):
 
 
 def model_facts(model):
-    """The model's card: what it is, what it learned from, and how it was made."""
+    """The model's card: what one model is, what it learned from, and how it was made."""
     trained, machine = model["trained"], model["environment"]
     start = trained["started_from"]["data"]
     machine = f"{machine['processor']}; threads: {machine['threads']}"
@@ -94,8 +95,12 @@ def main(args):
     write_between(lib.ROOT / "README.md", {"times": times, "pages": pages, "results": rows})
 
     header = ["recordings", "how many", "similarity", "word error rate", "letter error rate"]
-    scores = table(header, model_rows(results["q3-model"]))
-    facts = table(["", ""], model_facts(results["q3-model"]))
+    facts, scores = [], []
+    for decoder, title in q3.NAMES.items():
+        if model := results.get(f"q3-model-{decoder}"):
+            name = ["", f"{title} decoder: `q3-{decoder}.pt`", ""]
+            facts += [*name, *table(["", ""], model_facts(model))]
+            scores += [*name, *table(header, model_rows(model))]
     card = lib.ROOT / "report" / "models" / "README.md"
     write_between(card, {"facts": facts, "scores": scores})
 

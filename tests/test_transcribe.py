@@ -160,7 +160,7 @@ def test_the_page_gives_the_text_always_and_a_picture_that_fits(model, monkeypat
 
 
 def test_the_page_says_how_often_its_model_errs():
-    result = runs.load_result(runs.ROOT / "report", "q3-model")
+    result = runs.load_result(runs.ROOT / "report", "q3-model-transformer")
     scores = result["recordings"]["clips as they are"]
     said = demo.about_the_model()
     assert f"Of {scores['n']} other sentences" in said

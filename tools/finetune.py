@@ -1,15 +1,17 @@
 """Train the model that comes with the clone: first on spoken transcripts, then on real clips.
 
-    python -m tools.finetune -spoken build/spoken -data FOLDER -out build/model
+    python -m tools.finetune -spoken build/spoken -data FOLDER -out build/model -decoder lstm
 
 -spoken: a folder from `make_sample_data -metadata`, all of LJ Speech's transcripts in a neural
-voice. -data: a folder with a few hundred real clips. Both trainings are the notebook's, of its
-transformer decoder, except that each clip is varied anew every time it is used: its pace, the
-length of the throat, the echo of a room, noise. That is for voices and rooms that are not in the
-training data; on LJ Speech's one voice alone it would gain nothing.
+voice; those of the real validation and test clips are left out of the training. -data: a folder
+with a few hundred real clips. Both trainings are the notebook's, except that each clip is varied
+anew every time it is used: its pace, the length of the throat, the echo of a room, noise. That is
+for voices and rooms that are not in the training data; on LJ Speech's one voice alone it would gain
+nothing.
 
-Saves OUT/varied/checkpoints/q3-transformer.pt and, with the weights of the fine-tuning's epoch that
-was best on validation, OUT/finetuned/checkpoints/q3-transformer.pt; results beside them.
+Saves OUT/varied/checkpoints/q3-<decoder>.pt and, with the weights of the fine-tuning's epoch that
+was best on validation, OUT/finetuned/checkpoints/q3-<decoder>.pt; results beside them. The first
+training's result has the scores of its model on the first spoken test clips, also with a search.
 """
 
 import copy
@@ -17,6 +19,8 @@ import math
 from dataclasses import replace
 
 import runs
+import utils
+from tools import make_model
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +31,7 @@ SPEED = 0.1  # how much faster or slower a clip may become, as a share
 WARP = 0.1  # how much its bands may be stretched or squeezed, as a share
 REVERB = 0.5  # share of the clips that get the echo of a room
 NOISE = 0.5  # share of the clips that get noise
+SCORED = 300  # spoken test clips on which the first training's model is scored with a search
 
 
 # --------------------------------------------------------------------------- one clip, varied
@@ -102,28 +107,54 @@ def varied(corpus):
 
 
 # ------------------------------------------------------------------------------- two trainings
+def without(corpus, held_out):
+    """The corpus without the training clips whose ids are in `held_out`."""
+    clips = corpus.rows["train"]
+    kept = [i for i, (clip, _, _) in enumerate(clips) if clip not in held_out]
+    parts = {
+        name: {**whole, "train": [whole["train"][i] for i in kept]}
+        for name, whole in (
+            ("rows", corpus.rows),
+            ("features", corpus.features),
+            ("tokens", corpus.tokens),
+        )
+    }
+    counts = {**corpus.info["counts"], "train": len(kept)}
+    return replace(corpus, **parts, info={**corpus.info, "counts": counts})
+
+
 def record_variation(result):
     """Note in a result how much clips were varied."""
     result["varied"] = {"speed": SPEED, "warp": WARP, "reverb": REVERB, "noise": NOISE}
 
 
-def train_on_speech(q3, corpus):
+def train_on_speech(decoder, q3, corpus):
     """The first training: the notebook's, on varied clips; returns the checkpoint's path."""
-    run = q3.train("transformer", varied(corpus), q3.settings)
+    run = q3.train(decoder, varied(corpus), q3.settings)
     record_variation(run.result)
+    rows = corpus.rows["test"][:SCORED]
+    model = run.model.eval()
+    run.result["spoken"] = {
+        "search": make_model.score_recordings(q3, model, rows, letter_share=0),
+        "search with letters": make_model.score_recordings(q3, model, rows),
+    }
     q3.test(run, corpus, q3.settings)
+    texts = run.result["clips"]
+    pairs = texts["reference"][:SCORED], texts["hypothesis"][:SCORED]
+    run.result["spoken"]["greedy"] = make_model.scores_of(q3, *pairs)
+    run.save()
     return run.checkpoint
 
 
 def start_from(checkpoint, q3, corpus):
     """A run on this corpus that starts from the weights of a checkpoint."""
-    run = q3.new_run("transformer", corpus, q3.settings)
-    run.model = q3.load_model(checkpoint, q3.DEVICE)
     saved = runs.load_checkpoint(checkpoint)
+    run = q3.new_run(saved["sizes"]["decoder"], corpus, q3.settings)
+    run.model = q3.load_model(checkpoint, q3.DEVICE)
     run.sizes = saved["sizes"]
     n_steps = q3.settings.epochs * math.ceil(len(corpus.rows["train"]) / q3.settings.batch_size)
     run.optimizer, run.schedule = q3.new_optimizer(run.model, q3.settings, n_steps)
-    keys = ("command", "config", "data", "environment", "seconds")
+    keys = ("command", "config", "data", "environment", "seconds", "spoken", "test")
     run.result["started_from"] = {key: saved["result"][key] for key in keys}
     return run
 
@@ -154,6 +185,7 @@ def make_parser():
     parser.flag("spoken", required=True, help="folder with transcripts in a neural voice")
     parser.flag("data", required=True, help="folder with real clips")
     parser.flag("out", default="build/model", help="folder for varied/ and finetuned/")
+    parser.flag("decoder", choices=["lstm", "transformer"], default="transformer", help="which")
     parser.flag("epochs", type=whole, default=15, help="of the first training")
     parser.flag("tuning_epochs", type=whole, default=20, help="of the fine-tuning")
     parser.flag("seed", type=runs.SEED, default=42, help="of both")
@@ -164,9 +196,12 @@ def make_parser():
 def main(args):
     """Train on spoken transcripts, then on real clips."""
     runs.COMMAND = runs.command_line()
+    real_rows, _ = utils.load_ljspeech(args.data)
+    held_out = {clip for split in ("val", "test") for clip, _, _ in real_rows[split]}
     speech = {"data": args.spoken, "out": f"{args.out}/varied", "epochs": args.epochs}
     q3 = runs.load_definitions(NOTEBOOK, **speech, seed=args.seed, resume=int(args.resume))
-    checkpoint = train_on_speech(q3, q3.load_corpus(q3.settings))
+    spoken = without(q3.load_corpus(q3.settings), held_out)
+    checkpoint = train_on_speech(args.decoder, q3, spoken)
 
     real = {"data": args.data, "out": f"{args.out}/finetuned", "epochs": args.tuning_epochs}
     q3 = runs.load_definitions(NOTEBOOK, **real, seed=args.seed, learning_rate=3e-4)

@@ -1,16 +1,18 @@
-"""Score the model that comes with the clone on recordings of several kinds.
+"""Score a model that comes with the clone on recordings of several kinds.
 
-    python -m tools.make_model -data FOLDER [-speakers FOLDER ...] [-checkpoint FILE]
+    python -m tools.make_model -data FOLDER [-decoder lstm] [-checkpoint FILE]
 
-Writes report/results/q3-model.json, which `make readme` shows on the model's card. With
--checkpoint, a checkpoint that `tools.finetune` saved becomes report/models/q3.pt first, in half
-precision; that file is then read and scored. Each folder of -speakers holds test clips in another
+Writes report/results/q3-model-<decoder>.json, which `make readme` shows on the models' card. With
+-checkpoint, a checkpoint that `tools.finetune` saved becomes report/models/q3-<decoder>.pt first,
+in half precision; that file is then read and scored. The result holds the scores on validation for
+several weights of the letter model: decoding.LETTER_SHARE is the best of them for the transformer. Each folder of -speakers holds test clips in another
 voice, <id>.wav, and a README whose first line says whose it is; `make model` gives none.
 """
 
 import time
 from pathlib import Path
 
+import decoding
 import runs
 import transcribe
 import utils
@@ -19,6 +21,9 @@ from runs import UserError
 import numpy as np
 import torch
 from tqdm import tqdm
+
+
+LETTER_SHARES = (0, 0.2, 0.4, 0.6)  # of which one is chosen on validation
 
 
 # ------------------------------------------------------------------------------------- the weights
@@ -88,14 +93,16 @@ def score_greedy(q3, model, corpus):
     return scores_of(q3, references, hypotheses)
 
 
-def score_recordings(q3, model, rows, record=as_it_is, n_clips=1, with_letters=True):
+def score_recordings(
+    q3, model, rows, record=as_it_is, n_clips=1, letter_share=decoding.LETTER_SHARE
+):
     """Scores of what transcribe.py writes for recordings of `n_clips` clips each."""
     references, hypotheses = [], []
     groups = [rows[i : i + n_clips] for i in range(0, len(rows) - n_clips + 1, n_clips)]
     for group in tqdm(groups, record.__name__, leave=False, disable=runs.QUIET):
         samples = record([utils.read_audio(path) for _, _, path in group])
         references.append(" ".join(utils.decode(utils.encode(text)) for _, text, _ in group))
-        written = transcribe.transcribe_samples(model, samples, with_letters=with_letters)
+        written = transcribe.transcribe_samples(model, samples, letter_share=letter_share)
         hypotheses.append(transcribe.text_of(written))
     return scores_of(q3, references, hypotheses)
 
@@ -127,10 +134,15 @@ def score_everything(q3, model, corpus, speakers):
     for folder in speakers:
         name, spoken = speaker(folder, rows)
         recordings[name] = score_recordings(q3, model, spoken)
+    val = corpus.rows["val"]
     return {
+        "validation": {
+            str(share): score_recordings(q3, model, val, letter_share=share)
+            for share in LETTER_SHARES
+        },
         "test": {
             "greedy": score_greedy(q3, model, corpus),
-            "beam": score_recordings(q3, model, rows, with_letters=False),
+            "beam": score_recordings(q3, model, rows, letter_share=0),
         },
         "recordings": recordings,
         "seconds_per_minute": seconds / minutes,
@@ -142,6 +154,7 @@ def make_parser():
     parser = runs.ArgumentParser(__doc__)
     parser.flag("data", type=Path, required=True, help="the folder of the clips that are scored")
     parser.flag("out", type=Path, default="report", help="folder to write to")
+    parser.flag("decoder", choices=["lstm", "transformer"], default="transformer", help="which")
     parser.flag("checkpoint", type=Path, help="make this the model; without: score the one in -out")
     parser.flag(
         "speakers", nargs="*", default=[], help="folders of the test's texts in other voices"
@@ -154,7 +167,7 @@ def main(args):
     runs.check_writable(args.out)
     settings = {"data": str(args.data), "out": "build/model", "device": "cpu", "bf16": 0}
     q3 = runs.load_definitions(transcribe.NOTEBOOK, **settings)
-    path = args.out / "models" / "q3.pt"
+    path = args.out / "models" / f"q3-{args.decoder}.pt"
     if args.checkpoint:
         write_weights(q3, args.checkpoint, path)
     saved = runs.load_checkpoint(path)
@@ -163,7 +176,7 @@ def main(args):
 
     config = {**saved["trained"]["config"], **saved["sizes"]}
     command = runs.command_line()
-    result = runs.new_result("q3", "q3-model", command, config, corpus.info, "cpu")
+    result = runs.new_result("q3", f"q3-model-{args.decoder}", command, config, corpus.info, "cpu")
     started = time.perf_counter()
     result.update(score_everything(q3, model, corpus, args.speakers))
     result["seconds"] = time.perf_counter() - started

@@ -20,6 +20,7 @@ def numbers(results):
     even = [row for row in q1["approximation"] if row["n_terms"] % 2 == 0]
     crossings = [row for row in q1["crossover"] if row["against"] == "softmax, fused"]
     (many_heads,) = q1["many_heads_crossover"]
+    bumps = bumps_of_linear(q1)
     scores = np.linspace(-5, 5, 100_001)
     near = scores[np.abs(taylor_exp(scores, 3) / np.exp(scores) - 1) <= 0.1]
 
@@ -46,7 +47,11 @@ def numbers(results):
         "most_negative": percent(max(max(row["negative_weights"]) for row in even)),
         "refused": listing(row["n_terms"] for row in even if None in row["error"]),
         "slope_misfit": f"{slope_misfit(q1):.1f}",
-        "bump_calls": calls_text(curve(q1, "linear", 16), 2048),
+        "bump_dims": listing(D for D, _, _ in bumps),
+        "bump_at": extent(L for _, L, _ in bumps),
+        "bump_after": extent(L for _, _, L in bumps),
+        "step_at": " or ".join(map(whole, sorted({step_of(q1, D) for D in dims}))),
+        "bump_calls": calls_text(curve(q1, "linear", bumps[0][0]), bumps[0][1]),
         "slope_lengths": extent(linear["slope_lengths"]),
         "growth_by_D": [extent(factors, ".1f") for factors in growth_by_D(q1)],
         "growth_by_count": [f"{factor:.1f}" for factor in growth_by_count(q1)],
@@ -116,6 +121,23 @@ def slope_misfit(q1):
     curves = [row for row in q1["scaling"] if row["method"] in derived]
     fits = [(derived[row["method"]], fitted_slope(row)) for row in curves]
     return max(abs(fit.slope - slope) / fit.stderr for slope, fit in fits)
+
+
+def bumps_of_linear(q1):
+    """Where linear attention takes a fifth longer than at the next length: [(D, L, next L)]."""
+    found = []
+    for D in q1["config"]["dims"]:
+        row = curve(q1, "linear", D)
+        points = pairwise(zip(row["seq_lens"], row["seconds"], strict=True))
+        found += [(D, L, after) for (L, long), (after, short) in points if long > 1.2 * short]
+    return found
+
+
+def step_of(q1, D):
+    """The length at which the plain formula's time has grown by the largest factor."""
+    row = curve(q1, "softmax, plain", D)
+    factors = [b / a for a, b in pairwise(row["seconds"])]
+    return row["seq_lens"][1 + int(np.argmax(factors))]
 
 
 def calls_text(row, L):

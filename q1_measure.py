@@ -334,7 +334,7 @@ def draw_scaling(result: dict, key: str, unit: float = 1) -> tuple:
     """Every curve on logarithmic axes: a colour for each D, a line style for each method."""
     plt = utils.pyplot()
     width, height = HALF_PAGE
-    figure, axes = plt.subplots(figsize=(width, height + 0.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(width, height + 0.1), layout="constrained")
     colours: dict[str, str] = {}
     for row in result["scaling"]:
         colour = colours.setdefault(f"D = {row['D']}", f"C{len(colours)}")

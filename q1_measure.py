@@ -27,8 +27,7 @@ from tqdm import tqdm
 
 LENGTHS = [2**n for n in range(8, 17)]  # 256 to 65,536
 ROUNDS = 5
-HALF_PAGE = (3.4, 2.6)  # inches, of a figure
-EXAMPLE_SCALES = (1, 6)  # largest |q·k| of the example whose weights are drawn
+HALF_PAGE = (3.2, 2.0)  # inches, of a figure, as the report prints it
 SCALES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 24.0)  # largest |q·k| of an approximation
 IF_MEMORY_RUNS_OUT = "a smaller -max_memory or shorter -seq_lens"
 METHODS = ("linear", "softmax, fused", "softmax, plain")  # whose time and memory are measured
@@ -65,19 +64,6 @@ def approximation_error(Q: Tensor, K: Tensor, V: Tensor, n_terms: int) -> float 
     except ValueError:  # the weights of some row do not sum to a positive number
         return None
     return q1.largest(approximate - q1.softmax_attention(Q, K, V))
-
-
-def example_weights(Q: Tensor, K: Tensor) -> list[dict]:
-    """The weights of a few queries and keys, exact and of three terms, for each EXAMPLE_SCALES."""
-    rows = []
-    scores_up_to_1 = Q @ K.T / (Q @ K.T).abs().max()  # (L, L)
-    for scale in EXAMPLE_SCALES:
-        scores = scale * scores_up_to_1
-        taylor = q1.taylor_exp(scores)
-        taylor = taylor / taylor.sum(dim=-1, keepdim=True)
-        exact = scores.softmax(dim=-1)
-        rows.append({"score_scale": scale, "softmax": exact.tolist(), "taylor": taylor.tolist()})
-    return rows
 
 
 def error_bound(scores: Tensor, V: Tensor, n_terms: int) -> float:
@@ -258,7 +244,6 @@ def crossover_length(gains: dict[int, float]) -> int | None:
 def draw(result: dict, out: str) -> None:
     """All figures of a result, as `out`/figures/q1-*.{pdf,png}."""
     draw_series(out)
-    draw_weights(result, out)
     draw_approximation(result, out)
     draw_seconds(result, out)
     draw_memory(result, out)
@@ -276,48 +261,41 @@ def draw_series(out: str) -> None:
         ends = (is_off[1:] != is_off[:-1]).nonzero()[:, 0]
         positive = found.where(found > 0, math.nan)  # a logarithmic axis has no others
         (line,) = axes.plot(t, positive, linewidth=1, label=f"K = {n_terms}")
-        axes.plot(t[ends], found[ends], "o", markersize=4, color=line.get_color())
+        axes.plot(t[ends], found[ends], "o", markersize=3, color=line.get_color())
     axes.set_yscale("log")
-    axes.set(xlabel="Score t = q·k", ylim=(5e-3, 100))
+    axes.set(xlabel="Score t = q·k", xlim=(-4, 4), ylim=(5e-3, 100))
     axes.set_title("K terms; a dot where they are off by 10 %")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=7)
+    write_ticks_out(axes.yaxis)
+    axes.legend(loc="lower right", ncols=2, frameon=False, fontsize=7)
     utils.save_figure(figure, out, "q1-series", "exp and the first terms of its series")
 
 
-def draw_weights(result: dict, out: str) -> None:
-    """The weights of a small example as images, exact and from three terms."""
-    plt = utils.pyplot()
-    figure, panels = plt.subplots(2, 2, figsize=HALF_PAGE, layout="constrained")
-    columns = {"softmax": "softmax", "taylor": "3 terms"}
-    for row, pair in zip(result["weights"], panels, strict=True):
-        largest = max(map(max, row["softmax"]))
-        for axes, (key, name) in zip(pair, columns.items(), strict=True):
-            image = axes.imshow(row[key], vmin=0, vmax=largest, cmap="viridis")
-            axes.set_title(f"{name}, |q·k| ≤ {row['score_scale']}", fontsize=8)
-            axes.set(xticks=[], yticks=[])
-        figure.colorbar(image, ax=pair, shrink=0.9)
-    panels[1, 0].set(xlabel="Key", ylabel="Query")
-    utils.save_figure(figure, out, "q1-weights", result["data"]["source"])
-
-
 def draw_approximation(result: dict, out: str) -> None:
-    """The error of linear attention against the size of the scores, and the bound above it."""
-    plt = utils.pyplot()
-    figure, axes = plt.subplots(figsize=HALF_PAGE, layout="constrained")
+    """The error of linear attention against the size of the scores, and its bound, for odd K."""
+    figure, axes = utils.pyplot().subplots(figsize=HALF_PAGE, layout="constrained")
     for row in result["approximation"]:
-        label = f"K = {row['n_terms']}"
-        (line,) = axes.plot(row["score_scale"], row["error"], "o-", markersize=3, label=label)
-        axes.plot(row["score_scale"], row["bound"], ":", color=line.get_color())
+        K = row["n_terms"]
+        if K % 2 == 1:  # even K refuse some inputs
+            scales, colour = row["score_scale"], f"C{K - 2}"  # as in `draw_series`
+            axes.plot(scales, row["error"], "o-", markersize=3, color=colour, label=f"K = {K}")
+            axes.plot(scales, row["bound"], ":", color=colour, label=f"K = {K}, bound")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set(xlabel="Largest score |q·k|", ylabel="Largest difference", ylim=(1e-5, 1e2))
-    axes.set_title("Error and bound; they end where refused")
+    axes.set(xlabel="Largest score |q·k|", ylabel="Largest difference")
+    axes.set(xlim=(0.08, 30), ylim=(1e-4, 1e2), yticks=[10.0**n for n in range(-4, 3)])
+    axes.set_title("Error and bound")
     axes.grid(alpha=0.3)
-    handles, _ = axes.get_legend_handles_labels()
-    handles.append(plt.Line2D([], [], color="gray", linestyle=":", label="bound"))
-    axes.legend(handles=handles, frameon=False, fontsize=7)
+    write_ticks_out(axes.xaxis, axes.yaxis)
+    axes.legend(frameon=False, fontsize=7)
     utils.save_figure(figure, out, "q1-approximation", result["data"]["source"])
+
+
+def write_ticks_out(*axes) -> None:
+    """4,096 and 0.01 on logarithmic axes instead of powers, whose exponents are small in print."""
+    for axis in axes:
+        axis.set_major_formatter("{x:,g}")
+        axis.set_minor_formatter("")
 
 
 LINES = {"linear": "-", "softmax, fused": "--", "softmax, plain": ":"}
@@ -341,34 +319,36 @@ def title_of_slopes(scaling: list[dict]) -> str:
     linear, fused = slopes["linear"], slopes["softmax, fused"]
     if linear is None or fused is None:
         return "Median and range of each time"
-    return f"Slope at D = {D}: {linear:.2f} linear,\n{fused:.2f} softmax, fused"
+    return f"Slope at D = {D}: {linear:.2f} linear, {fused:.2f} fused"
 
 
 def draw_memory(result: dict, out: str) -> None:
     """The extra memory of every method against the length."""
-    figure, axes = draw_scaling(result, "peak_bytes")
-    axes.set(xlabel="Sequence length L", ylabel="Peak extra memory (bytes)")
+    figure, axes = draw_scaling(result, "peak_bytes", unit=1e-6)
+    axes.set(xlabel="Sequence length L", ylabel="Megabytes")
     axes.set_title("Peak memory beyond inputs and output")
     utils.save_figure(figure, out, "q1-memory", result["data"]["source"])
 
 
-def draw_scaling(result: dict, key: str) -> tuple:
+def draw_scaling(result: dict, key: str, unit: float = 1) -> tuple:
     """Every curve on logarithmic axes: a colour for each D, a line style for each method."""
     plt = utils.pyplot()
     width, height = HALF_PAGE
-    figure, axes = plt.subplots(figsize=(width, height + 0.4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(width, height + 0.1), layout="constrained")
     colours: dict[str, str] = {}
     for row in result["scaling"]:
         colour = colours.setdefault(f"D = {row['D']}", f"C{len(colours)}")
         line = LINES[row["method"]]
-        axes.plot(row["seq_lens"], row[key], line, color=colour, marker="o", markersize=3)
+        style = {"color": colour, "linewidth": 1.2, "marker": "o", "markersize": 2.5}
+        axes.plot(row["seq_lens"], [unit * x for x in row[key]], line, **style)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.grid(alpha=0.3)
+    write_ticks_out(axes.xaxis, axes.yaxis)
     handles = [plt.Line2D([], [], color=c, label=name) for name, c in colours.items()]
     for name, line in LINES.items():
         handles.append(plt.Line2D([], [], color="gray", linestyle=line, label=name))
-    close = {"handlelength": 1.8, "handletextpad": 0.5, "columnspacing": 1}
+    close = {"handlelength": 1.8, "handletextpad": 0.5, "columnspacing": 1, "fontsize": 7}
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, **close)
     return figure, axes
 
@@ -466,7 +446,6 @@ def measure_all(args: Namespace) -> dict:
     Q, K, V = torch.randn(3, 111, 16, dtype=torch.float64)
     Q = Q / (Q @ K.T).abs().max()  # the largest score is 1
     result["linear_vs_quadratic"] = q1.linear_vs_quadratic(Q, K, V)
-    result["weights"] = example_weights(Q[:12], K[:12])
     result["approximation"] = [approximation(n_terms, Q, K, V) for n_terms in range(2, 7)]
 
     result["scaling"] = []

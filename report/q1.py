@@ -11,7 +11,7 @@ from scipy import stats
 
 
 def numbers(results):
-    q1, faults = results["q1"], results["q1-faults"]["rows"][-1]
+    q1 = results["q1"]
     dims = q1["config"]["dims"]
     D, L = dims[-1], common_length(q1)
     linear, fused = curve(q1, "linear", D), curve(q1, "softmax, fused", D)
@@ -20,11 +20,9 @@ def numbers(results):
     even = [row for row in q1["approximation"] if row["n_terms"] % 2 == 0]
     crossings = [row for row in q1["crossover"] if row["against"] == "softmax, fused"]
     (many_heads,) = q1["many_heads_crossover"]
+    bumps = bumps_of_linear(q1)
     scores = np.linspace(-5, 5, 100_001)
     near = scores[np.abs(taylor_exp(scores, 3) / np.exp(scores) - 1) <= 0.1]
-
-    def slopes(method):
-        return listing(fitted_slope(curve(q1, method, D)) for D in dims)
 
     return {
         "commit": q1["environment"]["commit"][:7],
@@ -38,38 +36,36 @@ def numbers(results):
         "near_from": signed(min(near), 1),
         "near_to": signed(max(near), 1),
         "floor_of_five": f"{min(taylor_exp(scores, 5)):.2f}",
-        "small_scores": q1["weights"][0]["score_scale"],
-        "large_scores": q1["weights"][1]["score_scale"],
         "n_identities": len({row["D"] for row in q1["identities"]}),
         "identity_error": power(max(max(r["full"], r["reduced"]) for r in q1["identities"])),
         "features_reduced": whole(reduced_feature_dim(D)),
-        "smallest_score": errors[0][0],
-        "smallest_error": power(errors[0][1]),
         "good_until": max(scale for scale, error in errors if error < 0.01),
         "fair_until": max(scale for scale, error in errors if error < 0.1),
         "largest_score": f"{errors[-1][0]:g}",
         "largest_error": f"{errors[-1][1]:.1f}",
+        "bound_over_error": extent(bound_over_error(three, 0.1), ".0f"),
+        "two_terms_error": f"{even[0]['error'][-1]:.0f}",
         "most_negative": percent(max(max(row["negative_weights"]) for row in even)),
         "refused": listing(row["n_terms"] for row in even if None in row["error"]),
-        "slopes_linear": slopes("linear"),
-        "slopes_fused": slopes("softmax, fused"),
+        "slope_misfit": f"{slope_misfit(q1):.1f}",
+        "bump_dims": listing(D for D, _, _ in bumps),
+        "bump_at": extent(L for _, L, _ in bumps),
+        "bump_after": extent(L for _, _, L in bumps),
+        "step_at": " or ".join(map(whole, sorted({step_of(q1, D) for D in dims}))),
+        "bump_calls": calls_text(curve(q1, "linear", bumps[0][0]), bumps[0][1]),
         "slope_lengths": extent(linear["slope_lengths"]),
-        "slope_lengths_plain": extent(curve(q1, "softmax, plain", D)["slope_lengths"]),
         "growth_by_D": [extent(factors, ".1f") for factors in growth_by_D(q1)],
         "growth_by_count": [f"{factor:.1f}" for factor in growth_by_count(q1)],
         "fused_bytes": bytes_text(at_length(fused, L, "peak_bytes")),
         "memory_row": bytes_text(4 * D * reduced_feature_dim(D)),
-        "faults": whole(round(faults["given_back"])),
-        "faults_kept": f"{faults['kept']:.0f}",
-        "faults_at": whole(faults["L"]),
         "faster": f"{at_length(fused, L, 'seconds') / at_length(linear, L, 'seconds'):.1f}",
         "faster_by_count": f"{L / reduced_feature_dim(D):.1f}",
         "fused_longest": time_text(fused["seconds"][-1]),
         "linear_longest": time_text(linear["seconds"][-1]),
-        "crossings": listing(whole(row["measured"]) for row in crossings),
+        "crossings": listing(two_digits(row["measured"]) for row in crossings),
         "crossings_by_count": listing(whole(row["predicted"]) for row in crossings),
         "many_heads": many_heads["heads"],
-        "many_heads_crossing": whole(many_heads["measured"]),
+        "many_heads_crossing": two_digits(many_heads["measured"]),
         "many_heads_L": whole(many_heads["seq_len"]),
         "many_heads_faster": f"{many_heads['gain']:.1f}",
         "linear_bytes": bytes_text(linear["peak_bytes"][-1]),
@@ -83,6 +79,11 @@ def power(x):
     digits, exponent = f"{x:.1e}".split("e")
     raised = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
     return f"{digits} × 10{str(int(exponent)).translate(raised)}"
+
+
+def two_digits(n):
+    """2321 -> "2,300": what is interpolated between powers of two has no more."""
+    return whole(int(float(f"{n:.1e}"))) if n else whole(n)
 
 
 def time_text(seconds):
@@ -110,10 +111,45 @@ def common_length(q1):
 
 
 def fitted_slope(row):
-    """The slope of log time against log length, and the standard error of its fit."""
+    """The fit of a line to log time against log length: its slope, its stderr."""
     n = len(row["slope_lengths"])
-    fit = stats.linregress(np.log(row["slope_lengths"]), np.log(row["seconds"][-n:]))
-    return f"{fit.slope:.2f}\u00a0±\u00a0{fit.stderr:.2f}"
+    return stats.linregress(np.log(row["slope_lengths"]), np.log(row["seconds"][-n:]))
+
+
+def slope_misfit(q1):
+    """How many standard errors the slopes are from those derived, at most: 1 linear, 2 fused."""
+    derived = {"linear": 1, "softmax, fused": 2}
+    curves = [row for row in q1["scaling"] if row["method"] in derived]
+    fits = [(derived[row["method"]], fitted_slope(row)) for row in curves]
+    return max(abs(fit.slope - slope) / fit.stderr for slope, fit in fits)
+
+
+def bumps_of_linear(q1):
+    """Where linear attention takes a fifth longer than at the next length: [(D, L, next L)]."""
+    found = []
+    for D in q1["config"]["dims"]:
+        row = curve(q1, "linear", D)
+        points = pairwise(zip(row["seq_lens"], row["seconds"], strict=True))
+        found += [(D, L, after) for (L, long), (after, short) in points if long > 1.2 * short]
+    return found
+
+
+def step_of(q1, D):
+    """The length at which the plain formula's time has grown by the largest factor."""
+    row = curve(q1, "softmax, plain", D)
+    factors = [b / a for a, b in pairwise(row["seconds"])]
+    return row["seq_lens"][1 + int(np.argmax(factors))]
+
+
+def calls_text(row, L):
+    """From the fastest to the slowest call at a length: "1.9 to 5.0 ms"."""
+    return extent((1000 * at_length(row, L, key) for key in ("fastest", "slowest")), ".1f") + " ms"
+
+
+def bound_over_error(row, largest_error):
+    """How many times the error its bound is, where the error is below `largest_error`."""
+    pairs = zip(row["bound"], row["error"], strict=True)
+    return [bound / error for bound, error in pairs if error < largest_error]
 
 
 def growth_by_D(q1):
@@ -143,12 +179,13 @@ def table_rows(q1):
         for method in METHODS:
             row = curve(q1, method, D)
             cells = [method, str(D), "–", "–", "–", "", ""]
-            if row["slope"]:
-                cells[2] = fitted_slope(row)
+            if row["slope"] and method != "softmax, plain":  # its time has a step
+                fit = fitted_slope(row)
+                cells[2] = f"{fit.slope:.2f}\u00a0±\u00a0{fit.stderr:.2f}"
             if L in row["seq_lens"]:
                 cells[3] = time_text(at_length(row, L, "seconds"))
                 cells[4] = bytes_text(at_length(row, L, "peak_bytes"))
             if crossing := crossings.get((method, D)):
-                cells[5:] = whole(crossing["measured"]), whole(crossing["predicted"])
+                cells[5:] = two_digits(crossing["measured"]), whole(crossing["predicted"])
             rows.append(cells)
     return rows

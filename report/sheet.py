@@ -8,7 +8,6 @@ from report.q3 import SCORES
 CAPTIONS = {  # of the figures that the sheet shows, by the beginning of their names
     "q1": {
         "q1-series": "The exponential function and the first terms of its series.",
-        "q1-weights": "Attention weights of random queries and keys, exact and by three terms.",
         "q1-approximation": "Largest difference from exact attention as the scores grow, and its "
         "bound (dotted).",
         "q1-seconds": "Time of each method against the length of the sequence.",

@@ -448,7 +448,7 @@ def test_script(tmp_path, monkeypatch):
     assert "skipped: L = 256 needs about 0.00054 GB, over -max_memory 0.0005" in process.stdout
     assert "data: random normal Q, K, V (synthetic)" in process.stdout
     figures = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    names = ("approximation", "memory", "seconds", "series", "weights")
+    names = ("approximation", "memory", "seconds", "series")
     assert figures == [f"q1-{name}.{suffix}" for name in names for suffix in ("pdf", "png")]
     assert path.read_text() == saved
 

@@ -8,7 +8,7 @@ import zipfile
 
 import runs
 from conftest import ROOT
-from report import figures, lib, make, q1, q2, q3, readme, sheet, submission
+from report import figures, lib, make, q1, q3, readme, sheet, submission
 from runs import UserError
 
 import numpy as np
@@ -163,6 +163,8 @@ def test_changed_numbers_are_listed_with_their_lines():
 def test_numbers_as_text():
     assert lib.spread([0.5, 0.6, 0.7]) == "0.600\u00a0±\u00a00.100"
     assert q1.power(4.67e-14) == "4.7 × 10⁻¹⁴"
+    assert q1.two_digits(2321) == "2,300" and q1.two_digits(855) == "860"
+    assert q1.two_digits(None) == "not found"
     assert lib.listing([1, 2, 3]) == "1, 2 and 3"
     assert lib.signed(-0.5, 1) == "−0.5"
     assert lib.extent([5, 3, 4000]) == "3 to 4,000" and lib.extent([5, 5]) == "5"

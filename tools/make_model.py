@@ -5,8 +5,9 @@
 Writes report/results/q3-model-<decoder>.json, which `make readme` shows on the models' card. With
 -checkpoint, a checkpoint that `tools.finetune` saved becomes report/models/q3-<decoder>.pt first,
 in half precision; that file is then read and scored. The result holds the scores on validation for
-several weights of the letter model: decoding.LETTER_SHARE is the best of them for the transformer. Each folder of -speakers holds test clips in another
-voice, <id>.wav, and a README whose first line says whose it is; `make model` gives none.
+several weights of the letter model: decoding.LETTER_SHARE is the best of them for the transformer.
+Each folder of -speakers holds test clips in another voice, <id>.wav, and a README whose first line
+says whose it is; `make model` gives none.
 """
 
 import time
@@ -21,7 +22,6 @@ from runs import UserError
 import numpy as np
 import torch
 from tqdm import tqdm
-
 
 LETTER_SHARES = (0, 0.2, 0.4, 0.6)  # of which one is chosen on validation
 

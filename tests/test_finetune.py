@@ -3,7 +3,9 @@
 import math
 
 import runs
+import utils
 from conftest import write_corpus
+from runs import UserError
 from tools import finetune
 
 import pytest
@@ -52,8 +54,38 @@ def test_training_clips_vary_and_the_others_do_not(tmp_path):
     assert torch.equal(varied.features["test"][0], corpus.features["test"][0])
 
 
-def test_both_trainings(tmp_path, monkeypatch):
+def test_held_out_clips_are_not_trained_on(tmp_path):
+    write_corpus(tmp_path)
+    q3 = runs.load_definitions(finetune.NOTEBOOK, data=str(tmp_path), out=str(tmp_path / "out"))
+    corpus = q3.load_corpus(q3.settings)
+    clips = corpus.rows["train"]
+    held_out = {clips[0][0], clips[3][0], corpus.rows["val"][0][0]}
+    kept = finetune.without(corpus, held_out)
+    assert [row[0] for row in kept.rows["train"]] == [c for c, _, _ in clips if c not in held_out]
+    assert kept.info["counts"]["train"] == len(clips) - 2 == len(kept.features["train"])
+    for (_, text, _), tokens in zip(kept.rows["train"], kept.tokens["train"], strict=True):
+        assert tokens.tolist() == utils.encode(text)
+    assert torch.equal(kept.features["train"][0], corpus.features["train"][1])
+    assert kept.rows["val"] == corpus.rows["val"]  # nothing is trained on these
+
+
+def test_a_loss_that_is_not_a_number_ends_it(tmp_path, monkeypatch):
+    write_corpus(tmp_path)
+    small = {"d": 16, "n_blocks": 1, "device": "cpu", "epochs": 2}
+    given = {"data": str(tmp_path), "out": str(tmp_path / "out")}
+    q3 = runs.load_definitions(finetune.NOTEBOOK, **given, **small)
+    corpus = q3.load_corpus(q3.settings)
+    run = q3.new_run("lstm", corpus, q3.settings)
+    monkeypatch.setattr(q3, "train_epoch", lambda *_: math.nan)
+    with pytest.raises(UserError, match="infinite or NaN"):
+        finetune.finetune(run, q3, corpus)
+    assert runs.load_result(tmp_path / "out", "q3-lstm")["status"] == "diverged"
+
+
+@pytest.mark.parametrize("decoder", ["lstm", "transformer"])
+def test_both_trainings(decoder, tmp_path, monkeypatch):
     """The fine-tuning starts from the first training's weights, and keeps its best epoch."""
+    monkeypatch.setattr(finetune, "SCORED", 1)
     write_corpus(tmp_path / "spoken")
     write_corpus(tmp_path / "real", n_clips=8)
     small = {"d": 16, "n_blocks": 1, "device": "cpu"}
@@ -61,17 +93,20 @@ def test_both_trainings(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "load_definitions", lambda *a, **k: load(*a, **k, **small))
     out = tmp_path / "out"
     flags = ["-spoken", tmp_path / "spoken", "-data", tmp_path / "real", "-out", out]
-    flags += ["-epochs", 1, "-tuning_epochs", 2]
+    flags += ["-epochs", 1, "-tuning_epochs", 2, "-decoder", decoder]
     finetune.main(finetune.make_parser().parse_args(list(map(str, flags))))
 
-    tuned = runs.load_checkpoint(out / "finetuned" / "checkpoints" / "q3-transformer.pt")
+    tuned = runs.load_checkpoint(out / "finetuned" / "checkpoints" / f"q3-{decoder}.pt")
     result = tuned["result"]
     similarity = [row["damerau_levenshtein"] for row in result["epochs"]]
     assert result["kept_epoch"] == 1 + similarity.index(max(similarity)) and len(similarity) == 2
     assert result["status"] == "finished" and result["varied"]["noise"] == 0.5
-    assert result["started_from"]["data"]["counts"]["train"] == 9  # of 12 clips, not of 8
+    start = result["started_from"]
+    assert start["data"]["counts"]["train"] == 7  # of 9: two are real val and test clips
+    assert {scores["n"] for scores in start["spoken"].values()} == {1}
+    assert set(start["spoken"]) == {"greedy", "search", "search with letters"}
 
-    first = out / "varied" / "checkpoints" / "q3-transformer.pt"
+    first = out / "varied" / "checkpoints" / f"q3-{decoder}.pt"
     q3 = runs.load_definitions(finetune.NOTEBOOK, data=str(tmp_path / "real"), out=str(out))
     corpus = q3.load_corpus(q3.settings)
     run = finetune.start_from(first, q3, corpus)
@@ -79,7 +114,7 @@ def test_both_trainings(tmp_path, monkeypatch):
     for name, tensor in runs.load_checkpoint(first)["model"].items():
         assert torch.equal(tensor, weights[name])
     assert not torch.equal(tuned["model"]["ctc.weight"], weights["ctc.weight"])
-    kept = q3.load_model(out / "finetuned" / "checkpoints" / "q3-transformer.pt")  # asks the probe
+    kept = q3.load_model(out / "finetuned" / "checkpoints" / f"q3-{decoder}.pt")  # asks the probe
     for split, told in (
         ("val", result["epochs"][result["kept_epoch"] - 1]),
         ("test", result["test"]),

@@ -55,13 +55,15 @@ def test_model_scores_and_card(tmp_path, checkpoint, monkeypatch):
     make("-checkpoint", checkpoint, *flags)
 
     exact = runs.load_checkpoint(checkpoint)["model"]
-    model = Q3.load_model(tmp_path / "out" / "models" / "q3.pt")
+    model = Q3.load_model(tmp_path / "out" / "models" / "q3-transformer.pt")
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, exact[name].half().float())
-    result = runs.load_result(tmp_path / "out", "q3-model")
+    result = runs.load_result(tmp_path / "out", "q3-model-transformer")
     low, high = result["test"]["beam"]["interval"]
     assert low <= result["test"]["beam"]["damerau_levenshtein"] <= high
     assert result["test"]["greedy"]["n"] == result["test"]["beam"]["n"] == 2  # of the test split
+    assert {scores["n"] for scores in result["validation"].values()} == {1}
+    assert set(result["validation"]) == {"0", "0.2", "0.4", "0.6"}
     counts = [scores["n"] for scores in result["recordings"].values()]
     assert counts == [2, 1, 2, 1]  # two clips; both in one recording; by telephone; one of Joe's
     assert [row[0] for row in readme.model_rows(result)][-1] == "Joe, a tone"
@@ -71,7 +73,7 @@ def test_model_scores_and_card(tmp_path, checkpoint, monkeypatch):
 
     checkpoint.unlink()
     make(*flags)  # now the model that was written is scored again
-    again = runs.load_result(tmp_path / "out", "q3-model")
+    again = runs.load_result(tmp_path / "out", "q3-model-transformer")
     assert again["test"] == result["test"] and again["trained"] == result["trained"]
 
 

@@ -8,7 +8,7 @@ import zipfile
 
 import runs
 from conftest import ROOT
-from report import figures, lib, make, q1, q3, readme, sheet, submission
+from report import figures, lib, make, q1, q2, q3, readme, sheet, submission
 from runs import UserError
 
 import numpy as np

@@ -64,8 +64,8 @@ def test_the_letters_have_a_vote_only_where_they_are_asked(model, spoken, monkey
     monkeypatch.setattr(
         decoding, "beam_search", lambda *_, letters, **__: heard.append(letters) or [9]
     )
-    for with_letters in (True, False):
-        transcribe.transcribe_samples(model, spoken[0], with_letters=with_letters)
+    for letter_share in (0.4, 0):
+        transcribe.transcribe_samples(model, spoken[0], letter_share=letter_share)
     assert heard[0] is transcribe.letter_model() and heard[-1] is None
 
 

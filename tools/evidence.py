@@ -7,6 +7,8 @@
 A command runs in build/evidence; what it has finished is then copied to report/results, which
 `make report` reads. Data: DATA/retina/octmnist.npz (a subset of the collection behind OCTMNIST),
 and build/spoken (the transcripts of LJ Speech, spoken by the sample's voice, as `make model` does).
+Clips that were spoken on another kind of processor differ in rounding and so in their hash: then
+give -any_data.
 Results that are older than this list are named in report/results/README.md.
 """
 

@@ -691,8 +691,8 @@ class Run:
         path = self.checkpoint
         saved = load_checkpoint(path)
         before, now = saved["result"], self.result
-        was = {**before["config"], "data": before["data"]["sha256"], "layers": before["layers"]}
-        wanted = {**now["config"], "data": now["data"]["sha256"], "layers": now["layers"]}
+        was = {**before["config"], "data": before["data"], "layers": before["layers"]}
+        wanted = {**now["config"], "data": now["data"], "layers": now["layers"]}
         differing = sorted(key for key in wanted if wanted[key] != was.get(key))
         if differing:
             advice = "go on with the same settings and code, or leave resume at 0 to start anew"

@@ -96,6 +96,10 @@ def test_both_trainings(decoder, tmp_path, monkeypatch):
     flags = ["-spoken", tmp_path / "spoken", "-data", tmp_path / "real", "-out", out]
     flags += ["-epochs", 1, "-tuning_epochs", 2, "-decoder", decoder]
     finetune.main(finetune.make_parser().parse_args(list(map(str, flags))))
+    with monkeypatch.context() as later:  # the first training is not made, nor scored, again
+        later.setattr(finetune.make_model, "score_recordings", None)
+        finetune.main(finetune.make_parser().parse_args([*map(str, flags), "-resume"]))
+    assert runs.load_result(out / "varied", f"q3-{decoder}")["status"] == "finished"
 
     tuned = runs.load_checkpoint(out / "finetuned" / "checkpoints" / f"q3-{decoder}.pt")
     result = tuned["result"]

@@ -131,6 +131,8 @@ def record_variation(result):
 def train_on_speech(decoder, q3, corpus):
     """The first training: the notebook's, on varied clips; returns the checkpoint's path."""
     run = q3.train(decoder, varied(corpus), q3.settings)
+    if "spoken" in run.result:  # it was trained and scored before
+        return run.checkpoint
     record_variation(run.result)
     rows = corpus.rows["test"][:SCORED]
     model = run.model.eval()
@@ -189,7 +191,7 @@ def make_parser():
     parser.flag("epochs", type=whole, default=15, help="of the first training")
     parser.flag("tuning_epochs", type=whole, default=20, help="of the fine-tuning")
     parser.flag("seed", type=runs.SEED, default=42, help="of both")
-    parser.flag("resume", action="store_true", help="go on with a first training that was stopped")
+    parser.flag("resume", action="store_true", help="go on with a first training, or take it")
     return parser
 
 

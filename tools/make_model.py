@@ -1,13 +1,12 @@
-"""Score a model that comes with the clone on recordings of several kinds.
+"""Score the models that come with the clone on recordings of several kinds.
 
-    python -m tools.make_model -data FOLDER [-decoder lstm] [-checkpoint FILE]
+    python -m tools.make_model -data FOLDER [-checkpoint FILE]
 
-Writes report/results/q3-model-<decoder>.json, which `make readme` shows on the models' card. With
--checkpoint, a checkpoint that `tools.finetune` saved becomes report/models/q3-<decoder>.pt first,
-in half precision; that file is then read and scored. The result holds the scores on validation for
-several weights of the letter model: decoding.LETTER_SHARE is the best of them for the transformer.
-Each folder of -speakers holds test clips in another voice, <id>.wav, and a README whose first line
-says whose it is; `make model` gives none.
+With -checkpoint, a checkpoint that `tools.finetune` saved becomes report/models/q3-<decoder>.pt, in
+half precision; without, the models that are there are taken. Of each, report/results gets
+q3-model-<decoder>.json, which `make readme` shows on the models' card. Each folder of -speakers
+holds test clips in another voice, <id>.wav, and a README whose first line says whose it is;
+`make model` gives none.
 """
 
 import time
@@ -27,8 +26,8 @@ LETTER_SHARES = (0, 0.2, 0.4, 0.6)  # of which one is chosen on validation
 
 
 # ------------------------------------------------------------------------------------- the weights
-def write_weights(q3, checkpoint, path):
-    """Save the checkpoint's weights at `path` as float16, with where they come from."""
+def write_weights(q3, checkpoint, folder):
+    """Save the checkpoint's weights in `folder` as float16, with where they come from: the path."""
     saved = runs.load_checkpoint(checkpoint)
     trained = saved.get("result", {})
     if "started_from" not in trained or trained["status"] != "finished":
@@ -44,7 +43,9 @@ def write_weights(q3, checkpoint, path):
         "probe": runs.make_probe(model, q3.answer, q3.QUESTION),
         "trained": {key: trained[key] for key in origin},
     }
+    path = Path(folder) / f"q3-{saved['sizes']['decoder']}.pt"
     runs.save_checkpoint(path, state)
+    return path
 
 
 # ---------------------------------------------------------------------------------- the recordings
@@ -154,29 +155,21 @@ def make_parser():
     parser = runs.ArgumentParser(__doc__)
     parser.flag("data", type=Path, required=True, help="the folder of the clips that are scored")
     parser.flag("out", type=Path, default="report", help="folder to write to")
-    parser.flag("decoder", choices=["lstm", "transformer"], default="transformer", help="which")
-    parser.flag("checkpoint", type=Path, help="make this the model; without: score the one in -out")
+    parser.flag("checkpoint", type=Path, help="make this a model; without: score those in -out")
     parser.flag(
         "speakers", nargs="*", default=[], help="folders of the test's texts in other voices"
     )
     return parser
 
 
-def main(args):
-    """Write the weights if they are new, score them, save the result."""
-    runs.check_writable(args.out)
-    settings = {"data": str(args.data), "out": "build/model", "device": "cpu", "bf16": 0}
-    q3 = runs.load_definitions(transcribe.NOTEBOOK, **settings)
-    path = args.out / "models" / f"q3-{args.decoder}.pt"
-    if args.checkpoint:
-        write_weights(q3, args.checkpoint, path)
+def score_file(q3, path, corpus, args):
+    """Score the model in a file, save the result."""
     saved = runs.load_checkpoint(path)
     model = q3.load_model(path)
-    corpus = q3.load_corpus(q3.settings)
-
     config = {**saved["trained"]["config"], **saved["sizes"]}
     command = runs.command_line()
-    result = runs.new_result("q3", f"q3-model-{args.decoder}", command, config, corpus.info, "cpu")
+    name = f"q3-model-{saved['sizes']['decoder']}"
+    result = runs.new_result("q3", name, command, config, corpus.info, "cpu")
     started = time.perf_counter()
     result.update(score_everything(q3, model, corpus, args.speakers))
     result["seconds"] = time.perf_counter() - started
@@ -185,6 +178,23 @@ def main(args):
     result["status"] = "finished"
     runs.save_result(args.out, result)
     print(f"{path}: {result['bytes'] / 1e6:.1f} MB")
+
+
+def main(args):
+    """Write the weights if they are new, and score what is there."""
+    runs.check_writable(args.out)
+    settings = {"data": str(args.data), "out": "build/model", "device": "cpu", "bf16": 0}
+    q3 = runs.load_definitions(transcribe.NOTEBOOK, **settings)
+    corpus = q3.load_corpus(q3.settings)
+    folder = args.out / "models"
+    if args.checkpoint:
+        paths = [write_weights(q3, args.checkpoint, folder)]
+    else:
+        paths = sorted(folder.glob("q3-*.pt"))
+    if not paths:
+        raise UserError(f"{folder} holds no model; name one that `make model` trained.")
+    for path in paths:
+        score_file(q3, path, corpus, args)
 
 
 if __name__ == "__main__":

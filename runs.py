@@ -595,7 +595,8 @@ def load_model(
 ) -> "torch.nn.Module":
     """The model of a checkpoint, on the CPU; UserError where it is not of the code of today.
 
-    build: a function of the sizes that were saved, which returns a new model.
+    build: a function of the sizes that were saved, which returns a new model. Its attribute
+    `search` holds what was chosen for its beam search, if anything was.
     """
     saved = load_checkpoint(path)
     if not {"sizes", "model", "probe"} <= saved.keys():
@@ -604,6 +605,7 @@ def load_model(
     weights = {name: tensor.float() for name, tensor in saved["model"].items()}
     load_weights(model, weights, path)
     check_probe(model, answer, saved["probe"], path)
+    model.search = saved.get("search", {})
     return model
 
 

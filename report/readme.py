@@ -73,11 +73,18 @@ def model_facts(model):
     trained, machine = model["trained"], model["environment"]
     start = trained["started_from"]["data"]
     machine = f"{machine['processor']}; threads: {machine['threads']}"
+    chosen = []
+    for share, scores in model.get("validation", {}).items():
+        text = f"similarity {scores['damerau_levenshtein']:.3f} on {scores['n']} validation clips"
+        if float(share) == model["search"]["letter_share"]:
+            text += " (chosen)"
+        chosen.append([f"search, the letters' vote weighted {share}", text])
     return [
         ["parameters, without the CTC layer", whole(trained["parameters"])],
         ["size", bytes_text(model["bytes"])],
         ["trained first on", f"{whole(start['counts']['train'])} clips ({start['source']})"],
         ["then on", f"{trained['data']['counts']['train']} clips ({trained['data']['source']})"],
+        *chosen,
         ["scored on", model["data"]["source"]],
         ["a minute of speech takes", f"{model['seconds_per_minute']:.0f} s ({machine})"],
         ["trained by", f"`{trained['command']}`"],

@@ -16,6 +16,7 @@ import soundfile
 import torch
 
 Q3 = runs.load_definitions(transcribe.NOTEBOOK, device="cpu")
+SCORES = {"n": 300, "damerau_levenshtein": 0.75, "wer": 0.5, "cer": 0.25, "interval": [0.7, 0.8]}
 
 
 @pytest.fixture(params=["lstm", "transformer"])
@@ -36,7 +37,10 @@ def checkpoint(tmp_path, decoder):
         "parameters": 1234,
         "command": "make model",
         "status": "finished",
-        "started_from": {"data": {"source": "synthetic tones", "counts": {"train": 9}}},
+        "started_from": {
+            "data": {"source": "synthetic tones", "counts": {"train": 9}},
+            "spoken": {"search": SCORES},
+        },
     }
     weights = {"model": model.state_dict(), "sizes": asdict(sizes)}
     path = tmp_path / "checkpoints" / "tuned.pt"
@@ -60,7 +64,8 @@ def test_model_scores_and_card(tmp_path, checkpoint, decoder, monkeypatch):
     make("-checkpoint", checkpoint, *flags)
 
     exact = runs.load_checkpoint(checkpoint)["model"]
-    model = Q3.load_model(tmp_path / "out" / "models" / f"q3-{decoder}.pt")
+    path = tmp_path / "out" / "models" / f"q3-{decoder}.pt"
+    model = Q3.load_model(path)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, exact[name].half().float())
     result = runs.load_result(tmp_path / "out", f"q3-model-{decoder}")
@@ -68,7 +73,14 @@ def test_model_scores_and_card(tmp_path, checkpoint, decoder, monkeypatch):
     assert low <= result["test"]["beam"]["damerau_levenshtein"] <= high
     assert result["test"]["greedy"]["n"] == result["test"]["beam"]["n"] == 2  # of the test split
     assert {scores["n"] for scores in result["validation"].values()} == {1}
-    assert set(result["validation"]) == {"0", "0.2", "0.4", "0.6"}
+    similarity = {
+        float(share): scores["damerau_levenshtein"]
+        for share, scores in result["validation"].items()
+    }
+    assert tuple(similarity) == make_model.LETTER_SHARES
+    share = result["search"]["letter_share"]
+    assert similarity[share] == max(similarity.values())
+    assert model.search == result["search"] == runs.load_checkpoint(path)["search"]
     counts = [scores["n"] for scores in result["recordings"].values()]
     assert counts == [2, 1, 2, 1]  # two clips; both in one recording; by telephone; one of Joe's
     assert [row[0] for row in readme.model_rows(result)][-1] == "Joe, a tone"

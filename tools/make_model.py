@@ -3,8 +3,10 @@
     python -m tools.make_model -data FOLDER [-checkpoint FILE]
 
 With -checkpoint, a checkpoint that `tools.finetune` saved becomes report/models/q3-<decoder>.pt, in
-half precision; without, the models that are there are taken. Of each, report/results gets
-q3-model-<decoder>.json, which `make readme` shows on the models' card. Each folder of -speakers
+half precision; without, the models that are there are taken. The weight of the letter model in the
+search of each is chosen on the validation clips and stored in its file; then the test clips are
+scored once. report/results gets q3-model-<decoder>.json, with the scores of that choice,
+too; `make readme` shows it on the models' card. Each folder of -speakers
 holds test clips in another voice, <id>.wav, and a README whose first line says whose it is;
 `make model` gives none.
 """
@@ -12,7 +14,6 @@ holds test clips in another voice, <id>.wav, and a README whose first line says 
 import time
 from pathlib import Path
 
-import decoding
 import runs
 import transcribe
 import utils
@@ -94,10 +95,11 @@ def score_greedy(q3, model, corpus):
     return scores_of(q3, references, hypotheses)
 
 
-def score_recordings(
-    q3, model, rows, record=as_it_is, n_clips=1, letter_share=decoding.LETTER_SHARE
-):
-    """Scores of what transcribe.py writes for recordings of `n_clips` clips each."""
+def score_recordings(q3, model, rows, record=as_it_is, n_clips=1, letter_share=None):
+    """Scores of what transcribe.py writes for recordings of `n_clips` clips each.
+
+    letter_share: of `transcribe.write_down`.
+    """
     references, hypotheses = [], []
     groups = [rows[i : i + n_clips] for i in range(0, len(rows) - n_clips + 1, n_clips)]
     for group in tqdm(groups, record.__name__, leave=False, disable=runs.QUIET):
@@ -135,12 +137,7 @@ def score_everything(q3, model, corpus, speakers):
     for folder in speakers:
         name, spoken = speaker(folder, rows)
         recordings[name] = score_recordings(q3, model, spoken)
-    val = corpus.rows["val"]
     return {
-        "validation": {
-            str(share): score_recordings(q3, model, val, letter_share=share)
-            for share in LETTER_SHARES
-        },
         "test": {
             "greedy": score_greedy(q3, model, corpus),
             "beam": score_recordings(q3, model, rows, letter_share=0),
@@ -148,6 +145,14 @@ def score_everything(q3, model, corpus, speakers):
         "recordings": recordings,
         "seconds_per_minute": seconds / minutes,
     }
+
+
+def score_letter_shares(q3, model, rows):
+    """Scores of these clips with every weight of the letter model: {weight: scores}."""
+    table = {}
+    for share in LETTER_SHARES:
+        table[share] = score_recordings(q3, model, rows, letter_share=share)
+    return table
 
 
 # ------------------------------------------------------------------------------------ command line
@@ -163,7 +168,10 @@ def make_parser():
 
 
 def score_file(q3, path, corpus, args):
-    """Score the model in a file, save the result."""
+    """Choose the weight of the letters on validation; score the model in a file, save the result.
+
+    Of equally similar texts those with the smaller weight are chosen.
+    """
     saved = runs.load_checkpoint(path)
     model = q3.load_model(path)
     config = {**saved["trained"]["config"], **saved["sizes"]}
@@ -171,6 +179,12 @@ def score_file(q3, path, corpus, args):
     name = f"q3-model-{saved['sizes']['decoder']}"
     result = runs.new_result("q3", name, command, config, corpus.info, "cpu")
     started = time.perf_counter()
+    table = score_letter_shares(q3, model, corpus.rows["val"])
+    best = max(table, key=lambda share: table[share]["damerau_levenshtein"])
+    model.search = saved["search"] = {"letter_share": best}
+    runs.save_checkpoint(path, saved)
+    result["search"] = saved["search"]
+    result["validation"] = {str(share): scores for share, scores in table.items()}
     result.update(score_everything(q3, model, corpus, args.speakers))
     result["seconds"] = time.perf_counter() - started
     result["bytes"] = path.stat().st_size

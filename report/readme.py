@@ -55,7 +55,12 @@ def sentence_of_times(times):
 
 def model_rows(model):
     """The model's card: scores on each kind of recordings."""
+    spoken = {
+        f"before fine-tuning: test texts in the voice of the first training, {how}": scores
+        for how, scores in model.get("spoken", {}).items()
+    }
     named = {
+        **spoken,
         "clips as they are, greedy as the assignment asks": model["test"]["greedy"],
         "clips as they are, search without the model of letters": model["test"]["beam"],
         **model["recordings"],

@@ -5,8 +5,8 @@
 With -checkpoint, a checkpoint that `tools.finetune` saved becomes report/models/q3-<decoder>.pt, in
 half precision; without, the models that are there are taken. The weight of the letter model in the
 search of each is chosen on the validation clips and stored in its file; then the test clips are
-scored once. report/results gets q3-model-<decoder>.json, with the scores of that choice,
-too; `make readme` shows it on the models' card. Each folder of -speakers
+scored once. report/results gets q3-model-<decoder>.json, with the scores of that choice and those
+before the fine-tuning, too; `make readme` shows it on the models' card. Each folder of -speakers
 holds test clips in another voice, <id>.wav, and a README whose first line says whose it is;
 `make model` gives none.
 """
@@ -185,6 +185,7 @@ def score_file(q3, path, corpus, args):
     runs.save_checkpoint(path, saved)
     result["search"] = saved["search"]
     result["validation"] = {str(share): scores for share, scores in table.items()}
+    result["spoken"] = saved["trained"]["started_from"].get("spoken", {})
     result.update(score_everything(q3, model, corpus, args.speakers))
     result["seconds"] = time.perf_counter() - started
     result["bytes"] = path.stat().st_size

@@ -417,10 +417,11 @@ def processor_name() -> str:
 def git_commit() -> str | None:
     """The commit of this checkout; None without git.
 
-    "-dirty" stands behind it where files were edited, other than the committed results.
+    "-dirty" stands behind it where files were edited, other than the committed results and models.
     """
     name = ["git", "describe", "--always", "--exclude=*", "--abbrev=40"]
-    edits = ["git", "status", "--porcelain", "--untracked-files=no", ".", ":!report/results"]
+    edits = ["git", "status", "--porcelain", "--untracked-files=no", "."]
+    edits += [":!report/results", ":!report/models/q3-*.pt"]
     with suppress(OSError):
         commit, edited = (
             subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout

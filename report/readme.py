@@ -77,6 +77,9 @@ def model_facts(model):
     """The model's card: what one model is, what it learned from, and how it was made."""
     trained, machine = model["trained"], model["environment"]
     start = trained["started_from"]["data"]
+    first = f"{whole(start['counts']['train'])} clips ({start['source']})"
+    if "held_out" in start:
+        first += f", without {start['held_out']} whose texts are for validation or test below"
     machine = f"{machine['processor']}; threads: {machine['threads']}"
     chosen = []
     for share, scores in model.get("validation", {}).items():
@@ -87,7 +90,7 @@ def model_facts(model):
     return [
         ["parameters, without the CTC layer", whole(trained["parameters"])],
         ["size", bytes_text(model["bytes"])],
-        ["trained first on", f"{whole(start['counts']['train'])} clips ({start['source']})"],
+        ["trained first on", first],
         ["then on", f"{trained['data']['counts']['train']} clips ({trained['data']['source']})"],
         *chosen,
         ["scored on", model["data"]["source"]],

@@ -99,7 +99,7 @@ model: .venv/ready  ## make both trained models again: METADATA= is spoken, DATA
 	"$(PY)" -m tools.letters -metadata "$(METADATA)" -data "$(DATA)"
 	for decoder in lstm transformer; do \
 		"$(PY)" -m tools.finetune -spoken build/spoken -data "$(DATA)" -decoder $$decoder -resume \
-		&& "$(PY)" -m tools.make_model -data "$(DATA)" -decoder $$decoder \
+		&& "$(PY)" -m tools.make_model -data "$(DATA)" \
 			-checkpoint build/model/finetuned/checkpoints/q3-$$decoder.pt || exit 1; \
 	done
 	"$(PY)" -m report.readme

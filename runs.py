@@ -417,10 +417,11 @@ def processor_name() -> str:
 def git_commit() -> str | None:
     """The commit of this checkout; None without git.
 
-    "-dirty" stands behind it where files were edited, other than the committed results.
+    "-dirty" stands behind it where files were edited, other than the committed results and models.
     """
     name = ["git", "describe", "--always", "--exclude=*", "--abbrev=40"]
-    edits = ["git", "status", "--porcelain", "--untracked-files=no", ".", ":!report/results"]
+    edits = ["git", "status", "--porcelain", "--untracked-files=no", "."]
+    edits += [":!report/results", ":!report/models/q3-*.pt"]
     with suppress(OSError):
         commit, edited = (
             subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
@@ -595,7 +596,8 @@ def load_model(
 ) -> "torch.nn.Module":
     """The model of a checkpoint, on the CPU; UserError where it is not of the code of today.
 
-    build: a function of the sizes that were saved, which returns a new model.
+    build: a function of the sizes that were saved, which returns a new model. Its attribute
+    `search` holds what was chosen for its beam search, if anything was.
     """
     saved = load_checkpoint(path)
     if not {"sizes", "model", "probe"} <= saved.keys():
@@ -604,6 +606,7 @@ def load_model(
     weights = {name: tensor.float() for name, tensor in saved["model"].items()}
     load_weights(model, weights, path)
     check_probe(model, answer, saved["probe"], path)
+    model.search = saved.get("search", {})
     return model
 
 
@@ -691,8 +694,8 @@ class Run:
         path = self.checkpoint
         saved = load_checkpoint(path)
         before, now = saved["result"], self.result
-        was = {**before["config"], "data": before["data"]["sha256"], "layers": before["layers"]}
-        wanted = {**now["config"], "data": now["data"]["sha256"], "layers": now["layers"]}
+        was = {**before["config"], "data": before["data"], "layers": before["layers"]}
+        wanted = {**now["config"], "data": now["data"], "layers": now["layers"]}
         differing = sorted(key for key in wanted if wanted[key] != was.get(key))
         if differing:
             advice = "go on with the same settings and code, or leave resume at 0 to start anew"

@@ -78,8 +78,14 @@ def letter_model():
     return model.eval()
 
 
-def write_down(model, samples, letter_share=decoding.LETTER_SHARE):
-    """What `model` writes for one stretch (n,); letter_share 0: without the letter model."""
+def write_down(model, samples, letter_share=None):
+    """What `model` writes for one stretch (n,).
+
+    letter_share: weight of the letter model's vote; None: that of the model's file.
+    """
+    if letter_share is None:
+        chosen = getattr(model, "search", {})  # a model that was just trained has none
+        letter_share = chosen.get("letter_share", decoding.LETTER_SHARE)
     device = next(model.parameters()).device
     features = utils.centre(utils.log_mel(samples)).to(device)  # (T, 80)
     max_tokens = min(250, model.sizes.n_positions - 1)  # the transformer has no more positions
@@ -88,7 +94,7 @@ def write_down(model, samples, letter_share=decoding.LETTER_SHARE):
     return utils.decode(decoding.beam_search(model, features, max_tokens, **votes)).strip()
 
 
-def write_stretches(model, samples, name="recording", letter_share=decoding.LETTER_SHARE):
+def write_stretches(model, samples, name="recording", letter_share=None):
     """Yield what `model` writes for samples (n,): (start, stop, text) for each stretch of speech.
 
     A text may be empty. name: of the progress bar, which is shown for two stretches and more.
@@ -99,7 +105,7 @@ def write_stretches(model, samples, name="recording", letter_share=decoding.LETT
         yield start, stop, write_down(model, samples[start:stop], letter_share)
 
 
-def transcribe_samples(model, samples, name="recording", letter_share=decoding.LETTER_SHARE):
+def transcribe_samples(model, samples, name="recording", letter_share=None):
     """`write_stretches` as a list."""
     return list(write_stretches(model, samples, name, letter_share))
 

@@ -55,7 +55,12 @@ def sentence_of_times(times):
 
 def model_rows(model):
     """The model's card: scores on each kind of recordings."""
+    spoken = {
+        f"before fine-tuning: test texts in the voice of the first training, {how}": scores
+        for how, scores in model.get("spoken", {}).items()
+    }
     named = {
+        **spoken,
         "clips as they are, greedy as the assignment asks": model["test"]["greedy"],
         "clips as they are, search without the model of letters": model["test"]["beam"],
         **model["recordings"],
@@ -72,12 +77,22 @@ def model_facts(model):
     """The model's card: what one model is, what it learned from, and how it was made."""
     trained, machine = model["trained"], model["environment"]
     start = trained["started_from"]["data"]
+    first = f"{whole(start['counts']['train'])} clips ({start['source']})"
+    if "held_out" in start:
+        first += f", without {start['held_out']} whose texts are for validation or test below"
     machine = f"{machine['processor']}; threads: {machine['threads']}"
+    chosen = []
+    for share, scores in model.get("validation", {}).items():
+        text = f"similarity {scores['damerau_levenshtein']:.3f} on {scores['n']} validation clips"
+        if float(share) == model["search"]["letter_share"]:
+            text += " (chosen)"
+        chosen.append([f"search, the letters' vote weighted {share}", text])
     return [
         ["parameters, without the CTC layer", whole(trained["parameters"])],
         ["size", bytes_text(model["bytes"])],
-        ["trained first on", f"{whole(start['counts']['train'])} clips ({start['source']})"],
+        ["trained first on", first],
         ["then on", f"{trained['data']['counts']['train']} clips ({trained['data']['source']})"],
+        *chosen,
         ["scored on", model["data"]["source"]],
         ["a minute of speech takes", f"{model['seconds_per_minute']:.0f} s ({machine})"],
         ["trained by", f"`{trained['command']}`"],

@@ -9,7 +9,14 @@ import runs
 import utils
 from conftest import ROOT, oct_arrays, write_corpus
 from runs import UserError
-from tools import evidence, part_of_ljspeech, pooling_control, run_notebook
+from tools import (
+    evidence,
+    finetune,
+    make_model,
+    part_of_ljspeech,
+    pooling_control,
+    run_notebook,
+)
 
 import numpy as np
 import pytest
@@ -34,6 +41,14 @@ def names_of(words):
         search = [f"q2-{args.name}"] if len(args.learning_rate) > 1 else []
         return [*q2.plan_runs(args, args.learning_rate), *search]
     module, *flags = flags
+    if module == "tools.finetune":
+        second = flags.index("&&")  # "&& python -m tools.make_model"
+        args = finetune.make_parser().parse_args(flags[:second])
+        assert flags[second + 1 : second + 4] == ["python", "-m", "tools.make_model"]
+        scored = make_model.make_parser().parse_args(flags[second + 4 :])
+        made = f"{args.out}/finetuned/checkpoints/q3-{args.decoder}.pt"
+        assert str(scored.checkpoint) == made and str(scored.data) == args.data
+        return [f"q3-model-{args.decoder}"]
     if module in ("bench.commands", "tools.exercises"):
         assert not flags
         return [module.split(".")[1].replace("commands", "times")]
@@ -88,12 +103,28 @@ def test_an_entry_is_made_from_beginning_to_end(folder, name):
     out = f" out={folder}/out" if name == "q3" else f" -out {folder}/out"
     entry = evidence.Entry(name, words + out, makes, data, 1)
     if data:
-        with pytest.raises(UserError, match=r"have the hash .*, not f00; take the same data"):
+        problem = rf"the data {data} of {name} have the hash .*, not f00; take the same data"
+        with pytest.raises(UserError, match=problem):
             evidence.make(entry, str(folder), takes_any_data=False)
     evidence.make(entry, str(folder), takes_any_data=True)
     kept = {path.stem: json.loads(path.read_text()) for path in (folder / "kept").iterdir()}
     assert sorted(kept) == sorted(makes)
     assert all(result["status"] == "finished" for result in kept.values())
+
+
+def test_an_entry_of_two_commands_ends_with_the_first_that_fails(folder):
+    def entry(first):
+        second = f"-c \"open('{folder}/second', 'w')\""
+        command = f'-c "{first}" && python {second}'
+        return evidence.Entry("two", command, ("two",), "spoken retina", 1, is_in_place=True)
+
+    with pytest.raises(UserError, match=r"spoken on another kind of processor"):
+        evidence.make(entry("pass"), str(folder), takes_any_data=False)
+    with pytest.raises(UserError, match="two was not made"):
+        evidence.make(entry("raise SystemExit(2)"), str(folder), takes_any_data=True)
+    assert not (folder / "second").exists()
+    evidence.make(entry("pass"), str(folder), takes_any_data=True)
+    assert (folder / "second").exists()
 
 
 def test_results_of_another_command_and_edited_files_are_refused(folder, monkeypatch):

@@ -63,6 +63,7 @@ def test_held_out_clips_are_not_trained_on(tmp_path):
     kept = finetune.without(corpus, held_out)
     assert [row[0] for row in kept.rows["train"]] == [c for c, _, _ in clips if c not in held_out]
     assert kept.info["counts"]["train"] == len(clips) - 2 == len(kept.features["train"])
+    assert kept.info["held_out"] == 2
     for (_, text, _), tokens in zip(kept.rows["train"], kept.tokens["train"], strict=True):
         assert tokens.tolist() == utils.encode(text)
     assert torch.equal(kept.features["train"][0], corpus.features["train"][1])
@@ -95,6 +96,10 @@ def test_both_trainings(decoder, tmp_path, monkeypatch):
     flags = ["-spoken", tmp_path / "spoken", "-data", tmp_path / "real", "-out", out]
     flags += ["-epochs", 1, "-tuning_epochs", 2, "-decoder", decoder]
     finetune.main(finetune.make_parser().parse_args(list(map(str, flags))))
+    with monkeypatch.context() as later:  # the first training is not made, nor scored, again
+        later.setattr(finetune.make_model, "score_recordings", None)
+        finetune.main(finetune.make_parser().parse_args([*map(str, flags), "-resume"]))
+    assert runs.load_result(out / "varied", f"q3-{decoder}")["status"] == "finished"
 
     tuned = runs.load_checkpoint(out / "finetuned" / "checkpoints" / f"q3-{decoder}.pt")
     result = tuned["result"]
@@ -103,6 +108,7 @@ def test_both_trainings(decoder, tmp_path, monkeypatch):
     assert result["status"] == "finished" and result["varied"]["noise"] == 0.5
     start = result["started_from"]
     assert start["data"]["counts"]["train"] == 7  # of 9: two are real val and test clips
+    assert start["data"]["held_out"] == 2
     assert {scores["n"] for scores in start["spoken"].values()} == {1}
     assert set(start["spoken"]) == {"greedy", "search", "search with letters"}
 
@@ -124,3 +130,15 @@ def test_both_trainings(decoder, tmp_path, monkeypatch):
         assert metrics["loss"] == pytest.approx(
             told["loss" if split == "test" else "val_loss"], rel=1e-4
         )
+
+
+def test_a_first_training_with_other_clips_left_out_is_not_gone_on_with(tmp_path):
+    write_corpus(tmp_path)
+    small = {"d": 16, "n_blocks": 1, "device": "cpu", "epochs": 1, "resume": 1}
+    given = {"data": str(tmp_path), "out": str(tmp_path / "out")}
+    q3 = runs.load_definitions(finetune.NOTEBOOK, **given, **small)
+    corpus = q3.load_corpus(q3.settings)
+    q3.train("lstm", corpus, q3.settings)
+    fewer = finetune.without(corpus, {corpus.rows["train"][0][0]})
+    with pytest.raises(UserError, match="is of a run with other data"):
+        q3.train("lstm", fewer, q3.settings)

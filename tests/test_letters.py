@@ -20,8 +20,9 @@ def write_metadata(path, texts):
 
 def test_only_training_transcripts_are_read(tmp_path):
     write_corpus(tmp_path)
-    held_out = {clip: "held out" for clip, _, _ in utils.load_ljspeech(tmp_path)[0]["val"]}
-    assert held_out
+    rows, _ = utils.load_ljspeech(tmp_path)
+    held_out = {clip: "held out" for clip, _, _ in (*rows["val"], *rows["test"])}
+    assert len(held_out) == len(rows["val"]) + len(rows["test"]) > 1
     texts = {
         **held_out,
         "LJ002-0001": "the first that may be read",

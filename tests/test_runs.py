@@ -228,6 +228,12 @@ def test_the_commit_says_when_files_were_edited_since(tmp_path, monkeypatch):
     commit = git("rev-parse", "HEAD")
     (tmp_path / "results.json").write_text("{}\n")  # what git does not know is no edit
     assert len(commit) == 40 and runs.git_commit() == commit
+    model = tmp_path / "report" / "models" / "q3-lstm.pt"
+    model.parent.mkdir(parents=True)
+    model.write_text("weights")
+    git("add", "report")
+    assert runs.git_commit() == commit  # a model that is made names the commit that makes it
+    git("reset")
     file.write_text("x = 2\n")
     assert runs.git_commit() == f"{commit}-dirty"
     git("add", "a.py")

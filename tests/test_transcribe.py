@@ -69,6 +69,19 @@ def test_the_letters_have_a_vote_only_where_they_are_asked(model, spoken, monkey
     assert heard[0] is transcribe.letter_model() and heard[-1] is None
 
 
+def test_the_letters_weigh_what_the_models_file_says(model, spoken, monkeypatch):
+    heard = []
+    monkeypatch.setattr(
+        decoding, "beam_search", lambda *_, letter_share, **__: heard.append(letter_share) or [9]
+    )
+    for chosen in ({}, {"letter_share": 0.2}, {"letter_share": 0}):
+        monkeypatch.setattr(model, "search", chosen)
+        transcribe.transcribe_samples(model, spoken[0])
+    monkeypatch.delattr(model, "search")  # as of a model that was just trained
+    transcribe.transcribe_samples(model, spoken[0])
+    assert heard == [decoding.LETTER_SHARE, 0.2, 0, decoding.LETTER_SHARE]
+
+
 @pytest.mark.parametrize("decibels", [-300, -30])
 def test_nobody_speaks(model, tmp_path, decibels):
     soundfile.write(tmp_path / "room.wav", room(5, decibels).numpy(), RATE)

@@ -6,9 +6,9 @@
 
 A command runs in build/evidence; what it has finished is then copied to report/results, which
 `make report` reads. Data: DATA/retina/octmnist.npz (a subset of the collection behind OCTMNIST),
-and build/spoken (the transcripts of LJ Speech, spoken by the sample's voice, as `make model` does).
-Clips that were spoken on another kind of processor differ in rounding and so in their hash: then
-give -any_data.
+DATA/clips (real clips, from tools.part_of_ljspeech) and build/spoken (the transcripts of LJ Speech,
+spoken by the sample's voice, as `make model` does; where it was spoken on another kind of
+processor, its network rounded otherwise, and the hash is another one: then give -any_data).
 Results that are older than this list are named in report/results/README.md.
 """
 
@@ -31,9 +31,9 @@ RATES = (0.1, 0.01, 0.001)
 @dataclass(frozen=True)
 class Entry:
     name: str
-    command: str  # what stands behind `python`
+    command: str  # what stands behind `python`; " && python " between two
     makes: tuple[str, ...]  # the results' names
-    data: str | None  # one of DATA_SETS
+    data: str | None  # one of DATA_SETS, or two with a space between
     minutes: int  # on two cores without bfloat16, about
     on_a_gpu: int | None = None  # minutes on an H200, about; None: it gains nothing there
     is_in_place: bool = False  # the command itself writes to report/results
@@ -42,6 +42,7 @@ class Entry:
 DATA_SETS = {  # where it lies, and the hash in the results
     "retina": ("{data}/retina", "9feefa22"),
     "spoken": ("build/spoken", "cbb2bbb9"),
+    "real": ("{data}/clips", "9e057d66"),
 }
 
 
@@ -68,6 +69,16 @@ def q3_entry(name, decoder, flags, minutes, on_a_gpu):
     return Entry(run, f"-m tools.run_notebook {words}", (run,), "spoken", minutes, on_a_gpu)
 
 
+def model_entry(decoder, on_a_gpu):
+    """Both trainings of a model that comes with the clone, and its scores."""
+    out = f"{OUT}/model"
+    checkpoint = f"{out}/finetuned/checkpoints/q3-{decoder}.pt"
+    flags = f"-spoken build/spoken -data {{data}}/clips -out {out} -decoder {decoder} -resume"
+    score = f"-m tools.make_model -data {{data}}/clips -checkpoint {checkpoint}"
+    command, run = f"-m tools.finetune {flags} && python {score}", f"q3-model-{decoder}"
+    return Entry(run, command, (run,), "spoken real", 300, on_a_gpu, is_in_place=True)
+
+
 RATE_FLAGS = "-learning_rate " + " ".join(map(str, RATES))
 LONG = "-epochs 150 -name search-epochs150"
 BEST = "-learning_rate best -no_maxpool"
@@ -92,31 +103,38 @@ ENTRIES = (
     q3_entry("full-seed43", "lstm", "seed=43", 240, 6),
     q3_entry("full-seed44", "transformer", "seed=44", 240, 5),
     q3_entry("full-seed44", "lstm", "seed=44", 240, 6),
+    model_entry("lstm", 60),
+    model_entry("transformer", 60),
     # last, because it edits EXERCISES.md: what is made after that would name an edited tree
     Entry("exercises", "-m tools.exercises", ("exercises",), None, 30, is_in_place=True),
 )
 
 
 # ----------------------------------------------------------------------------------------- making
-def hash_of(entry, data):
-    """The hash of the data that an entry would use today, as results files have it."""
-    folder = DATA_SETS[entry.data][0].format(data=data)
-    load = utils.load_oct_data if entry.data == "retina" else utils.load_ljspeech
+def hash_of(name, data):
+    """The hash of one of DATA_SETS as it lies there today, as results files have it."""
+    folder = DATA_SETS[name][0].format(data=data)
+    load = utils.load_oct_data if name == "retina" else utils.load_ljspeech
     return load(folder)[1]["sha256"]
 
 
 def make(entry, data, takes_any_data):
     """Run an entry's command and copy its results to report/results."""
-    if entry.data and not takes_any_data:
-        found, expected = hash_of(entry, data), DATA_SETS[entry.data][1]
+    data_sets = entry.data.split() if entry.data and not takes_any_data else []
+    for name in data_sets:
+        found, expected = hash_of(name, data), DATA_SETS[name][1]
         if not found.startswith(expected):
-            problem = f"the data of {entry.name} have the hash {found[:8]}, not {expected}"
-            raise UserError(f"{problem}; take the same data, or give -any_data.")
+            problem = f"the data {name} of {entry.name} have the hash {found[:8]}, not {expected}"
+            advice = "take the same data, or give -any_data"
+            if name == "spoken":
+                advice += ": speech spoken on another kind of processor has another hash"
+            raise UserError(f"{problem}; {advice}.")
     command = entry.command.format(data=data)
     print(f"{entry.name}: python {command}", flush=True)
-    done = subprocess.run([sys.executable, *shlex.split(command)], cwd=runs.ROOT, check=False)
-    if done.returncode:
-        raise UserError(f"{entry.name} was not made; what its command said stands above.")
+    for step in command.split(" && python "):
+        done = subprocess.run([sys.executable, *shlex.split(step)], cwd=runs.ROOT, check=False)
+        if done.returncode:
+            raise UserError(f"{entry.name} was not made; what its command said stands above.")
     if entry.is_in_place:
         return
     for name in entry.makes:
@@ -147,7 +165,7 @@ def make_parser():
     names = [entry.name for entry in ENTRIES]
     parser.add_argument("names", nargs="*", help="of the entries that are made; none: list them")
     parser.flag("all", action="store_true", help=f"make all {len(names)}")
-    parser.flag("data", default="data", help="folder that holds retina/")
+    parser.flag("data", default="data", help="folder that holds retina/ and clips/")
     parser.flag("any_data", action="store_true", help="also from data with another hash")
     parser.flag("dirty", action="store_true", help="also where files were edited since the commit")
     return parser

@@ -19,8 +19,7 @@ import math
 from dataclasses import replace
 
 import runs
-import utils
-from tools import make_model
+from tools import letters, make_model
 
 import torch
 import torch.nn.functional as F
@@ -108,7 +107,7 @@ def varied(corpus):
 
 # ------------------------------------------------------------------------------- two trainings
 def without(corpus, held_out):
-    """The corpus without the training clips whose ids are in `held_out`."""
+    """The corpus without the training clips whose ids are in `held_out`; its info says how many."""
     clips = corpus.rows["train"]
     kept = [i for i, (clip, _, _) in enumerate(clips) if clip not in held_out]
     parts = {
@@ -120,7 +119,8 @@ def without(corpus, held_out):
         )
     }
     counts = {**corpus.info["counts"], "train": len(kept)}
-    return replace(corpus, **parts, info={**corpus.info, "counts": counts})
+    info = {**corpus.info, "counts": counts, "held_out": len(clips) - len(kept)}
+    return replace(corpus, **parts, info=info)
 
 
 def record_variation(result):
@@ -131,6 +131,8 @@ def record_variation(result):
 def train_on_speech(decoder, q3, corpus):
     """The first training: the notebook's, on varied clips; returns the checkpoint's path."""
     run = q3.train(decoder, varied(corpus), q3.settings)
+    if "spoken" in run.result:  # it was trained and scored before
+        return run.checkpoint
     record_variation(run.result)
     rows = corpus.rows["test"][:SCORED]
     model = run.model.eval()
@@ -189,18 +191,16 @@ def make_parser():
     parser.flag("epochs", type=whole, default=15, help="of the first training")
     parser.flag("tuning_epochs", type=whole, default=20, help="of the fine-tuning")
     parser.flag("seed", type=runs.SEED, default=42, help="of both")
-    parser.flag("resume", action="store_true", help="go on with a first training that was stopped")
+    parser.flag("resume", action="store_true", help="go on with a first training, or take it")
     return parser
 
 
 def main(args):
     """Train on spoken transcripts, then on real clips."""
     runs.COMMAND = runs.command_line()
-    real_rows, _ = utils.load_ljspeech(args.data)
-    held_out = {clip for split in ("val", "test") for clip, _, _ in real_rows[split]}
     speech = {"data": args.spoken, "out": f"{args.out}/varied", "epochs": args.epochs}
     q3 = runs.load_definitions(NOTEBOOK, **speech, seed=args.seed, resume=int(args.resume))
-    spoken = without(q3.load_corpus(q3.settings), held_out)
+    spoken = without(q3.load_corpus(q3.settings), letters.held_out_clips(args.data))
     checkpoint = train_on_speech(args.decoder, q3, spoken)
 
     real = {"data": args.data, "out": f"{args.out}/finetuned", "epochs": args.tuning_epochs}

@@ -3,8 +3,8 @@
     python -m tools.letters -metadata metadata.csv -data FOLDER
 
 -metadata: LJ Speech's. Only transcripts of the course's training part are read, without those of
-clips that -data holds out for validation. Writes OUT/models/letters.pt and prints after each epoch
-how many bits a letter of the course's validation part takes.
+clips that -data has for validation or test. Writes OUT/models/letters.pt and prints after each
+epoch how many bits a letter of the course's validation part takes.
 """
 
 import math
@@ -23,9 +23,15 @@ BATCH = 32
 FIRST_VAL_CLIP = "LJ037-0213"  # in the course's split of all of LJ Speech
 
 
+def held_out_clips(data):
+    """The ids of the validation and test clips in the folder `data`: no training may read them."""
+    rows, _ = utils.load_ljspeech(data)
+    return {clip for split in ("val", "test") for clip, _, _ in rows[split]}
+
+
 def split_texts(metadata, data):
     """(training, validation) texts as tokens, by the course's split of all of LJ Speech."""
-    held_out = {clip for clip, _, _ in utils.load_ljspeech(data)[0]["val"]}
+    held_out = held_out_clips(data)
     training, validation = [], []
     for clip, _, text in utils.read_metadata(metadata):
         if clip < FIRST_VAL_CLIP and clip not in held_out:
@@ -69,7 +75,7 @@ def train(training, validation, epochs):
 def make_parser():
     parser = runs.ArgumentParser(__doc__)
     parser.flag("metadata", type=Path, required=True, help="metadata.csv of all of LJ Speech")
-    parser.flag("data", required=True, help="the folder whose validation clips are left out")
+    parser.flag("data", required=True, help="its validation and test clips are left out")
     parser.flag("out", type=Path, default="report", help="folder to write to")
     parser.flag("epochs", type=runs.number(int, 1), default=5, help="passes over the transcripts")
     return parser

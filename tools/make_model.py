@@ -1,19 +1,19 @@
-"""Score a model that comes with the clone on recordings of several kinds.
+"""Score the models that come with the clone on recordings of several kinds.
 
-    python -m tools.make_model -data FOLDER [-decoder lstm] [-checkpoint FILE]
+    python -m tools.make_model -data FOLDER [-checkpoint FILE]
 
-Writes report/results/q3-model-<decoder>.json, which `make readme` shows on the models' card. With
--checkpoint, a checkpoint that `tools.finetune` saved becomes report/models/q3-<decoder>.pt first,
-in half precision; that file is then read and scored. The result holds the scores on validation for
-several weights of the letter model: decoding.LETTER_SHARE is the best of them for the transformer.
-Each folder of -speakers holds test clips in another voice, <id>.wav, and a README whose first line
-says whose it is; `make model` gives none.
+With -checkpoint, a checkpoint that `tools.finetune` saved becomes report/models/q3-<decoder>.pt, in
+half precision; without, the models that are there are taken. The weight of the letter model in the
+search of each is chosen on the validation clips and stored in its file; then the test clips are
+scored once. report/results gets q3-model-<decoder>.json, with the scores of that choice and those
+before the fine-tuning, too; `make readme` shows it on the models' card. Each folder of -speakers
+holds test clips in another voice, <id>.wav, and a README whose first line says whose it is;
+`make model` gives none.
 """
 
 import time
 from pathlib import Path
 
-import decoding
 import runs
 import transcribe
 import utils
@@ -27,8 +27,8 @@ LETTER_SHARES = (0, 0.2, 0.4, 0.6)  # of which one is chosen on validation
 
 
 # ------------------------------------------------------------------------------------- the weights
-def write_weights(q3, checkpoint, path):
-    """Save the checkpoint's weights at `path` as float16, with where they come from."""
+def write_weights(q3, checkpoint, folder):
+    """Save the checkpoint's weights in `folder` as float16, with where they come from: the path."""
     saved = runs.load_checkpoint(checkpoint)
     trained = saved.get("result", {})
     if "started_from" not in trained or trained["status"] != "finished":
@@ -44,7 +44,9 @@ def write_weights(q3, checkpoint, path):
         "probe": runs.make_probe(model, q3.answer, q3.QUESTION),
         "trained": {key: trained[key] for key in origin},
     }
+    path = Path(folder) / f"q3-{saved['sizes']['decoder']}.pt"
     runs.save_checkpoint(path, state)
+    return path
 
 
 # ---------------------------------------------------------------------------------- the recordings
@@ -93,10 +95,11 @@ def score_greedy(q3, model, corpus):
     return scores_of(q3, references, hypotheses)
 
 
-def score_recordings(
-    q3, model, rows, record=as_it_is, n_clips=1, letter_share=decoding.LETTER_SHARE
-):
-    """Scores of what transcribe.py writes for recordings of `n_clips` clips each."""
+def score_recordings(q3, model, rows, record=as_it_is, n_clips=1, letter_share=None):
+    """Scores of what transcribe.py writes for recordings of `n_clips` clips each.
+
+    letter_share: of `transcribe.write_down`.
+    """
     references, hypotheses = [], []
     groups = [rows[i : i + n_clips] for i in range(0, len(rows) - n_clips + 1, n_clips)]
     for group in tqdm(groups, record.__name__, leave=False, disable=runs.QUIET):
@@ -134,12 +137,7 @@ def score_everything(q3, model, corpus, speakers):
     for folder in speakers:
         name, spoken = speaker(folder, rows)
         recordings[name] = score_recordings(q3, model, spoken)
-    val = corpus.rows["val"]
     return {
-        "validation": {
-            str(share): score_recordings(q3, model, val, letter_share=share)
-            for share in LETTER_SHARES
-        },
         "test": {
             "greedy": score_greedy(q3, model, corpus),
             "beam": score_recordings(q3, model, rows, letter_share=0),
@@ -149,35 +147,45 @@ def score_everything(q3, model, corpus, speakers):
     }
 
 
+def score_letter_shares(q3, model, rows):
+    """Scores of these clips with every weight of the letter model: {weight: scores}."""
+    table = {}
+    for share in LETTER_SHARES:
+        table[share] = score_recordings(q3, model, rows, letter_share=share)
+    return table
+
+
 # ------------------------------------------------------------------------------------ command line
 def make_parser():
     parser = runs.ArgumentParser(__doc__)
     parser.flag("data", type=Path, required=True, help="the folder of the clips that are scored")
     parser.flag("out", type=Path, default="report", help="folder to write to")
-    parser.flag("decoder", choices=["lstm", "transformer"], default="transformer", help="which")
-    parser.flag("checkpoint", type=Path, help="make this the model; without: score the one in -out")
+    parser.flag("checkpoint", type=Path, help="make this a model; without: score those in -out")
     parser.flag(
         "speakers", nargs="*", default=[], help="folders of the test's texts in other voices"
     )
     return parser
 
 
-def main(args):
-    """Write the weights if they are new, score them, save the result."""
-    runs.check_writable(args.out)
-    settings = {"data": str(args.data), "out": "build/model", "device": "cpu", "bf16": 0}
-    q3 = runs.load_definitions(transcribe.NOTEBOOK, **settings)
-    path = args.out / "models" / f"q3-{args.decoder}.pt"
-    if args.checkpoint:
-        write_weights(q3, args.checkpoint, path)
+def score_file(q3, path, corpus, args):
+    """Choose the weight of the letters on validation; score the model in a file, save the result.
+
+    Of equally similar texts those with the smaller weight are chosen.
+    """
     saved = runs.load_checkpoint(path)
     model = q3.load_model(path)
-    corpus = q3.load_corpus(q3.settings)
-
     config = {**saved["trained"]["config"], **saved["sizes"]}
     command = runs.command_line()
-    result = runs.new_result("q3", f"q3-model-{args.decoder}", command, config, corpus.info, "cpu")
+    name = f"q3-model-{saved['sizes']['decoder']}"
+    result = runs.new_result("q3", name, command, config, corpus.info, "cpu")
     started = time.perf_counter()
+    table = score_letter_shares(q3, model, corpus.rows["val"])
+    best = max(table, key=lambda share: table[share]["damerau_levenshtein"])
+    model.search = saved["search"] = {"letter_share": best}
+    runs.save_checkpoint(path, saved)
+    result["search"] = saved["search"]
+    result["validation"] = {str(share): scores for share, scores in table.items()}
+    result["spoken"] = saved["trained"]["started_from"].get("spoken", {})
     result.update(score_everything(q3, model, corpus, args.speakers))
     result["seconds"] = time.perf_counter() - started
     result["bytes"] = path.stat().st_size
@@ -185,6 +193,23 @@ def main(args):
     result["status"] = "finished"
     runs.save_result(args.out, result)
     print(f"{path}: {result['bytes'] / 1e6:.1f} MB")
+
+
+def main(args):
+    """Write the weights if they are new, and score what is there."""
+    runs.check_writable(args.out)
+    settings = {"data": str(args.data), "out": "build/model", "device": "cpu", "bf16": 0}
+    q3 = runs.load_definitions(transcribe.NOTEBOOK, **settings)
+    corpus = q3.load_corpus(q3.settings)
+    folder = args.out / "models"
+    if args.checkpoint:
+        paths = [write_weights(q3, args.checkpoint, folder)]
+    else:
+        paths = sorted(folder.glob("q3-*.pt"))
+    if not paths:
+        raise UserError(f"{folder} holds no model; name one that `make model` trained.")
+    for path in paths:
+        score_file(q3, path, corpus, args)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def numbers(results):
         for end, epochs in (("", ""), ("150", "-epochs150")):
             numbers[name + end] = scores_of(network(results, "maxpool", rate, epochs))
     numbers |= {name: scores_of(found) for name, found in runs.items()}
-    return {**numbers, **break_down(results, long), **comparisons(runs, short)}
+    return {**numbers, **break_down(results, long), **comparisons(results, runs, short)}
 
 
 # ------------------------------------------------------------------------------------ runs, by name
@@ -178,7 +178,7 @@ def break_down(results, search):
         )  # (seeds, epochs)
         for runs in (high, middle)
     ]
-    leads = curves[0].mean(axis=0) > curves[1].mean(axis=0)
+    leads = (curves[0] - curves[1]).mean(axis=0) > 1e-9  # ties are no leads
     earlier = earlier_runs(results)
     return {
         "middle_over_high": difference(last(middle, "val_accuracy"), last(high, "val_accuracy")),
@@ -194,11 +194,14 @@ def break_down(results, search):
 COMPARED = ("pool150", "average150", "strided150")
 
 
-def comparisons(runs, search):
+def comparisons(results, runs, search):
     """Differences between the networks, with their intervals."""
     accuracy = {name: test(found, "accuracy") for name, found in runs.items()}
     expected, error = reweighted(search, runs["pool"])
+    short = {rate: last(network(results, "maxpool", rate), "val_accuracy") for rate in RATES}
     return {
+        "high_over_middle": difference(short["0.1"], short["0.01"]),
+        "high_over_low": difference(short["0.1"], short["0.001"]),
         "recalls": listing(average(values) for values in recalls(runs["pool"]).values()),
         "reweighted": f"{expected:.3f}",
         "error_of_val": f"{error:.3f}",

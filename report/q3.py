@@ -36,6 +36,7 @@ def numbers(results):
     config = lstm[0]["config"]
     fine_tuned = real_runs(results, "lstm", "finetuned")[0]
     n_real = fine_tuned["data"]["counts"]
+    factors = likelier(results)
     greedy, beam = (results["q3-model-transformer"]["test"][how] for how in ("greedy", "beam"))
     return {
         **{f"n_{split}": whole(n) for split, n in lstm[0]["data"]["counts"].items()},
@@ -49,7 +50,8 @@ def numbers(results):
         "more_parameters": whole(lstm[0]["parameters"] - transformer[0]["parameters"]),
         "longest_clip": f"{max(lstm[0]['clips']['seconds']):.1f}",
         "gaps": gaps(results),
-        "likelier": f"{likelier(results):.0f}",
+        "likelier": f"{factors[0]:.0f}",
+        "likelier_interval": extent(factors[1:], ".0f"),
         "letters": f"{mean(lstm[0]['clips']['letters']):.0f}",
         "clip_rows": clip_rows(results),
         "clock_only": f"{similarity(results['q3-transformer-full-noctc']):.3f}",
@@ -229,12 +231,13 @@ def gaps(results):
 
 
 def likelier(results):
-    """How many times as likely as by the transformer a whole true text is by the LSTM, which has
-    the lower loss: exp(difference in nats per token * tokens of a mean text).
+    """How many times the probability that the transformer gives a whole true text the LSTM gives
+    it, with its lower loss: exp(difference in nats per token * tokens of a mean text), and the
+    same for the ends of the difference's interval.
     """
     lstm, transformer = (full_runs(results, decoder) for decoder in NAMES)
     n_tokens = mean(lstm[0]["clips"]["letters"]) + 1
-    return np.exp((mean(test(transformer, "loss")) - mean(test(lstm, "loss"))) * n_tokens)
+    return np.exp(np.array(welch(test(transformer, "loss"), test(lstm, "loss"))) * n_tokens)
 
 
 def clip_rows(results):

@@ -207,12 +207,14 @@ def test_how_clips_fall_out():
 
 def test_the_likelihood_of_a_whole_text():
     """Means of 9 letters and the stop, 0.1 nats a token apart: e^1 times as likely."""
-    runs_of = {
-        f"q3-{decoder}-full-seed{seed}": {"test": {"loss": loss}, "clips": {"letters": [8, 10]}}
-        for decoder, loss in (("lstm", 0.2), ("transformer", 0.3))
-        for seed in q3.SEEDS
-    }
-    assert q3.likelier(runs_of) == pytest.approx(np.e)
+    losses = {"lstm": (0.19, 0.2, 0.21), "transformer": (0.29, 0.3, 0.31)}
+    results = {}
+    for decoder, values in losses.items():
+        for seed, loss in zip(q3.SEEDS, values, strict=True):
+            run = {"test": {"loss": loss}, "clips": {"letters": [8, 10]}}
+            results[f"q3-{decoder}-full-seed{seed}"] = run
+    factor, low, high = q3.likelier(results)
+    assert factor == pytest.approx(np.e) and low * high == pytest.approx(np.e**2)
 
 
 # --------------------------------------------------------------------------- README and submission

@@ -9,6 +9,8 @@ from report.lib import bytes_text, extent, listing, percent, signed, whole
 import numpy as np
 from scipy import stats
 
+SMALL, MIDDLE = 5, 6  # which of the measured sizes of scores the text names, beside the largest
+
 
 def numbers(results):
     q1 = results["q1"]
@@ -39,7 +41,10 @@ def numbers(results):
         "n_identities": len({row["D"] for row in q1["identities"]}),
         "identity_error": power(max(max(r["full"], r["reduced"]) for r in q1["identities"])),
         "features_reduced": whole(reduced_feature_dim(D)),
-        "good_until": max(scale for scale, error in errors if error < 0.01),
+        "small_score": f"{errors[SMALL][0]:g}",
+        "middle_score": f"{errors[MIDDLE][0]:g}",
+        "errors_at": [f"{errors[i][1]:.3f}" for i in (SMALL, MIDDLE)],
+        "level_from": whole(level_from(linear)),
         "fair_until": max(scale for scale, error in errors if error < 0.1),
         "largest_score": f"{errors[-1][0]:g}",
         "largest_error": f"{errors[-1][1]:.1f}",
@@ -72,6 +77,13 @@ def numbers(results):
         "state": whole(reduced_feature_dim(D) * (D + 1)),
         "rows": table_rows(q1),
     }
+
+
+def level_from(curve):
+    """The length from which on a curve's memory is within 1 % of its last."""
+    last = curve["peak_bytes"][-1]
+    pairs = zip(curve["seq_lens"], curve["peak_bytes"], strict=True)
+    return next(L for L, n_bytes in pairs if n_bytes > 0.99 * last)
 
 
 def power(x):

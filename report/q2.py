@@ -261,7 +261,8 @@ def compared_rows(runs):
     for name, found in runs.items():
         config, title = found[0]["config"], titles[name.partition("150")[0]]
         setting = f"{config['epochs']}, {config['learning_rate']:g}"
-        rows.append([setting, title, *map(spread, measures(found).values())])
+        cells = [setting, title, *map(spread, measures(found).values())]
+        rows.append([f"*{cell}*" for cell in cells] if name in ("pool", "strided") else cells)
     return rows
 
 

@@ -49,7 +49,7 @@ def numbers(results):
         "transformer": decoder_numbers(results, "transformer"),
         "more_parameters": whole(lstm[0]["parameters"] - transformer[0]["parameters"]),
         "longest_clip": f"{max(lstm[0]['clips']['seconds']):.1f}",
-        "gaps": gaps(results),
+        "gap_rows": gap_rows(results),
         "likelier": f"{factors[0]:.0f}",
         "likelier_interval": extent(factors[1:], ".0f"),
         "letters": f"{mean(lstm[0]['clips']['letters']):.0f}",
@@ -220,14 +220,15 @@ def score_rows(results, decoder):
     return rows
 
 
-def gaps(results):
-    """Transformer less LSTM on test, with the interval over the seeds, as text."""
+def gap_rows(results):
+    """Loss and every score of both decoders on test, and transformer less LSTM."""
     lstm, transformer = (full_runs(results, decoder) for decoder in NAMES)
-    texts = {}
-    for key in ("loss", *SCORES):
-        size, *ends = welch(test(transformer, key), test(lstm, key))
-        texts[key] = f"{signed(size)} ({interval(*ends)})"
-    return texts
+    rows = []
+    for key, title in {"loss": "loss", **SCORES}.items():
+        pair = test(lstm, key), test(transformer, key)
+        size, *ends = welch(pair[1], pair[0])
+        rows.append([title, *map(spread, pair), f"{signed(size)} ({interval(*ends)})"])
+    return rows
 
 
 def likelier(results):

@@ -645,7 +645,7 @@ def search_inputs(model, clip):
     """What a search gets when CTC has 0.4 of the vote."""
     z, mask = model.encoder(clip[None], torch.tensor([len(clip)]))
     log_p = model.ctc(z)[0].log_softmax(dim=-1)
-    return decoding.PlainDecoder(model.decoder, z, mask), 10, 8, log_p, 0.4, None
+    return decoding.PlainDecoder(model.decoder, z, mask), 10, 8, log_p, 0.4, None, 0.0
 
 
 def test_numbers_of_numpy_and_torch_in_an_epochs_row_are_saved_and_resumed(tmp_path, monkeypatch):

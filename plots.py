@@ -207,9 +207,9 @@ def influence(decoder, tokens, silence):
     return changes / changes.amax(dim=1, keepdim=True)
 
 
-def triangle(axis, values, title, ylabel, xlabel):
+def triangle(axis, values, cmap, title, ylabel, xlabel):
     """A matrix (T, T) over the letters of WORD, numbers in its cells; returns the picture."""
-    picture = axis.imshow(values, cmap="Blues", vmin=0, vmax=1)
+    picture = axis.imshow(values, cmap=cmap, vmin=0, vmax=1)
     for t in range(len(WORD)):
         for s in range(t + 1):
             colour = "white" if values[t, s] > 0.6 else "black"
@@ -233,9 +233,9 @@ def lstm_reading(decoder, which):
     axes[0].set_xticks(range(len(WORD)), [f"{letter} →" for letter in WORD])
     axes[0].set(title=f"The state after each letter ({which})", xlabel="Letter read")
     axes[0].set(ylabel=f"The first {n_units} units of h")
-    figure.colorbar(picture, ax=axes[0])
-    labels = f"What it holds ({which})", "State after letter t", "Changed letter s"
-    triangle(axes[1], influence(decoder, *word), *labels)
+    figure.colorbar(picture, ax=axes[0], label="Value of the unit")
+    labels = f"What it holds ({which})", "State after this letter", "Earlier letter, changed"
+    triangle(axes[1], influence(decoder, *word), "Blues", *labels)
     return figure
 
 
@@ -266,7 +266,8 @@ def transformer_reading(decoder, which):
     figure, axes = plt.subplots(1, n_shown, layout="constrained", **size)
     for head, axis in enumerate(axes[0]):
         title = f"Head {head + 1} of {len(weights)} ({which})"
-        picture = triangle(axis, weights[head], title, "Letter t looks …", "… at letter s")
+        labels = title, "This letter looks …", "… at this one"
+        picture = triangle(axis, weights[head], "Oranges", *labels)
     figure.colorbar(picture, ax=axes, label="Weight")
     return figure
 
@@ -312,7 +313,7 @@ def attention_maps(models, clip, text):
     """The map of every model {title: model} on one clip, side by side; a row for each letter."""
     letters = [VOCABULARY[token] for token in text[1:].tolist()]
     seconds = len(clip) * utils.HOP / utils.SAMPLE_RATE
-    size = {"figsize": (6.8, max(2.6, 0.09 * len(letters) + 0.8)), "squeeze": False}
+    size = {"figsize": (6.8, max(2.6, 0.11 * len(letters) + 0.8)), "squeeze": False}
     figure, axes = plt.subplots(1, len(models), sharey=True, layout="constrained", **size)
     for axis, (title, model) in zip(axes[0], models.items(), strict=True):
         weights = attention_map(model, clip, text)  # (T, S)
@@ -322,7 +323,7 @@ def attention_maps(models, clip, text):
         picture = axis.imshow(weights, extent=extent, norm=brightness, **options)
         axis.set(title=title, xlabel="Time in the clip (s)")
         axis.set_yticks(range(len(letters)), [letter.replace(" ", "␣") for letter in letters])
-        axis.tick_params(axis="y", labelsize=6, length=0)
+        axis.tick_params(axis="y", labelsize=7, length=0)
     axes[0, 0].set(ylabel="Letter being written, from the top")
     figure.colorbar(picture, ax=axes, label="Weight")
     return figure

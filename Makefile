@@ -104,7 +104,7 @@ model: .venv/ready  ## make both trained models again: METADATA= is spoken, DATA
 	done
 	"$(PY)" -m report.readme
 
-evidence: .venv/ready  ## make the committed results again (hours; `python -m tools.evidence` lists them)
+evidence: .venv/ready  ## make all committed results (hours; `python -m tools.evidence` lists them)
 	"$(PY)" -m tools.evidence -all -data "$(DATA)" $(ARGS)
 
 exercises: .venv/ready speech  ## do the exercises of EXERCISES.md and write down what comes out

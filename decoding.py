@@ -307,8 +307,8 @@ class LetterModel(nn.Module):
         return self.to_logits(self.dropout(x)), state
 
 
-LETTER_SHARE = 0.4  # weight of the letter model's vote, where a model's file has no other;
-# chosen, like the bonus, on 22 val clips
+# chosen on 22 validation clips
+LETTER_SHARE = 0.4  # weight of the letter model's vote, where a model's file has no other
 LETTER_BONUS = 1.5  # added for every letter: a letter model prefers short texts
 
 

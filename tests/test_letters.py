@@ -26,6 +26,7 @@ def test_only_training_transcripts_are_read(tmp_path):
     texts = {
         **held_out,
         "LJ002-0001": "the first that may be read",
+        "LJ002-0002": rows["val"][0][1],  # a held-out sentence, read once more
         "LJ037-0212": "the last",
         "LJ037-0213": "the first of validation",
         "LJ040-0046": "its last",

@@ -107,9 +107,12 @@ def varied(corpus):
 
 # ------------------------------------------------------------------------------- two trainings
 def without(corpus, held_out):
-    """The corpus without the training clips whose ids are in `held_out`; its info says how many."""
+    """The corpus without the training clips whose id or text is in `held_out`.
+
+    Its info says how many these were.
+    """
     clips = corpus.rows["train"]
-    kept = [i for i, (clip, _, _) in enumerate(clips) if clip not in held_out]
+    kept = [i for i, (clip, text, _) in enumerate(clips) if not {clip, text} & held_out]
     parts = {
         name: {**whole, "train": [whole["train"][i] for i in kept]}
         for name, whole in (
@@ -200,7 +203,7 @@ def main(args):
     runs.COMMAND = runs.command_line()
     speech = {"data": args.spoken, "out": f"{args.out}/varied", "epochs": args.epochs}
     q3 = runs.load_definitions(NOTEBOOK, **speech, seed=args.seed, resume=int(args.resume))
-    spoken = without(q3.load_corpus(q3.settings), letters.held_out_clips(args.data))
+    spoken = without(q3.load_corpus(q3.settings), letters.held_out(args.data))
     checkpoint = train_on_speech(args.decoder, q3, spoken)
 
     real = {"data": args.data, "out": f"{args.out}/finetuned", "epochs": args.tuning_epochs}

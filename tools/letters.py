@@ -2,9 +2,9 @@
 
     python -m tools.letters -metadata metadata.csv -data FOLDER
 
--metadata: LJ Speech's. Only transcripts of the course's training part are read, without those of
-clips that -data has for validation or test. Writes OUT/models/letters.pt and prints after each
-epoch how many bits a letter of the course's validation part takes.
+-metadata: LJ Speech's. Only transcripts of the course's training part are read, without those that
+-data has for validation or test, whichever clip repeats them. Writes OUT/models/letters.pt and
+prints after each epoch how many bits a letter of the course's validation part takes.
 """
 
 import math
@@ -23,18 +23,22 @@ BATCH = 32
 FIRST_VAL_CLIP = "LJ037-0213"  # in the course's split of all of LJ Speech
 
 
-def held_out_clips(data):
-    """The ids of the validation and test clips in the folder `data`: no training may read them."""
+def held_out(data):
+    """Ids and texts of the validation and test clips in the folder `data`: not for training.
+
+    The texts, too, because a few sentences of LJ Speech are read in several clips.
+    """
     rows, _ = utils.load_ljspeech(data)
-    return {clip for split in ("val", "test") for clip, _, _ in rows[split]}
+    clips = [*rows["val"], *rows["test"]]
+    return {clip for clip, _, _ in clips} | {text for _, text, _ in clips}
 
 
 def split_texts(metadata, data):
     """(training, validation) texts as tokens, by the course's split of all of LJ Speech."""
-    held_out = held_out_clips(data)
+    left_out = held_out(data)
     training, validation = [], []
     for clip, _, text in utils.read_metadata(metadata):
-        if clip < FIRST_VAL_CLIP and clip not in held_out:
+        if clip < FIRST_VAL_CLIP and not {clip, text} & left_out:
             training.append(torch.tensor(utils.encode(text)))
         elif FIRST_VAL_CLIP <= clip < utils.FIRST_TEST_CLIP:
             validation.append(torch.tensor(utils.encode(text)))

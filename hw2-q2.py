@@ -423,6 +423,8 @@ def plot(curves, legend, name, out, source):
         axes.set(xlabel="Epoch", ylabel=ylabel)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
+    panels[0].set_ylim(bottom=0)
+    panels[1].set_ylim(0, 1)
     n_seeds = max(map(len, curves.values()))
     if n_seeds > 1:
         legend += f"; mean of {n_seeds} seeds, band: least to greatest"

@@ -1,6 +1,7 @@
 """Question 3: the numbers that q3.typ and its tables show, from results/q3-*.json."""
 
 import json
+import string
 from collections import Counter
 from statistics import mean
 
@@ -23,6 +24,7 @@ from report.lib import (
 from runs import load_definitions
 
 import numpy as np
+from rapidfuzz.distance import Levenshtein
 
 score = load_definitions(ROOT / "hw2-q3.ipynb", device="cpu").score
 
@@ -187,6 +189,47 @@ def kinds_of_failure(results, decoder):
                 kinds["short"] += 1
             else:
                 kinds["other"] += 1
+    return kinds
+
+
+NEARLY = 0.9  # a text is nearly right at or above this similarity, if not without an error
+KINDS = {  # of errors in nearly right texts
+    "replaced": "one letter for another",
+    "several": "several letters for others",
+    "missing": "a letter missing",
+    "added": "a letter too many",
+    "doubled": "one for a double letter, or the other way round",
+    "boundary": "a space missing or too many",
+    "mark": "a punctuation mark",
+}
+
+
+def kind_of_error(old, new, before, after):
+    """Which of KINDS it is that `old` became `new` between the letters `before` and `after`."""
+    changed = old + new
+    if changed.strip(" ,.?-") == "":
+        return "boundary" if changed == " " else "mark"
+    if len(old) > 1 or len(new) > 1:
+        return "several"
+    if old and new:
+        return "replaced"
+    if changed in (before, after):
+        return "doubled"
+    return "added" if new else "missing"
+
+
+def kinds_of_error(true, written):
+    """How many of the places in which the written text differs from the true one are of each kind.
+
+    Between two places the texts are the same, in the alignment with the fewest edits.
+    """
+    kinds = Counter()
+    i, j = 0, 0  # how far both texts have been compared
+    for same in Levenshtein.opcodes(true, written).as_matching_blocks():
+        old, new = true[i : same.a], written[j : same.b]
+        if old or new:
+            kinds[kind_of_error(old, new, true[i - 1 : i], true[same.a : same.a + 1])] += 1
+        i, j = same.a + same.size, same.b + same.size
     return kinds
 
 

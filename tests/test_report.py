@@ -199,6 +199,23 @@ def test_kinds_of_failure():
     assert q3.kinds_of_failure(results, "lstm") == dict.fromkeys(texts.values(), 1)
 
 
+def test_kinds_of_error():
+    """Each edit of each text is of one kind; none of a text without an error."""
+    cases = {
+        ("the jury rose", "the jury rose"): {},
+        ("the jury rose", "the jery rose"): {"replaced": 1},
+        ("harbour", "harber"): {"several": 1},
+        ("it matters", "it maters"): {"doubled": 1},
+        ("the later one", "the latter one"): {"doubled": 1},
+        ("the night", "the niht"): {"missing": 1},
+        ("an hour", "ban hour"): {"added": 1},
+        ("any one, at all.", "anyone at all"): {"boundary": 1, "mark": 2},
+        ("a boat", "a bote"): {"several": 1},
+    }
+    for (true, written), kinds in cases.items():
+        assert q3.kinds_of_error(true, written) == kinds, (true, written)
+
+
 def test_how_clips_fall_out():
     pairs = np.array([[1.0, 0.95], [0.5, 0.9], [0.8, 0.8], [0.6, 0.69]])  # LSTM, transformer
     counts = {name: tuple(n) for name, n in q3.counts_of(pairs).items()}

@@ -53,38 +53,43 @@ CURVES = {  # a panel for each: what is drawn in it, and in which line
     "Similarity on validation": {"damerau_levenshtein": "-", "jaccard": "--", "cosine": ":"},
     "Error rate on validation": {"wer": "-", "cer": "--"},
 }
-LABELS = {"val_loss": "validation", "train_loss": "training", **SCORES}
+LABELS = {"val_loss": "validation", "train_loss": "training", **SCORES, "damerau_levenshtein": "DL"}
+LEGEND = {"frameon": False, "fontsize": 7, "handlelength": 2.2, "labelspacing": 0.2}
+GREYS = ("-", "--", ":")  # the lines of single runs
 
 
 def draw_curves(results, out):
-    """Q3.1, Q3.2: losses, similarities and error rates after each epoch, a row for each decoder."""
-    plt = utils.pyplot()
-    figure, rows = plt.subplots(
-        2, 3, figsize=(6.6, 3.4), sharex=True, sharey="col", layout="constrained"
-    )
-    for panels, (decoder, title) in zip(rows, NAMES.items(), strict=True):
+    """Q3.1, Q3.2: losses, similarities and error rates after each epoch, a figure for each decoder.
+
+    Both figures have the same axes.
+    """
+    figures = []
+    for decoder in NAMES:
         runs = q3.full_runs(results, decoder)
-        without = results[f"q3-{decoder}-full-handed-out"]["epochs"]
+        figure, panels = utils.pyplot().subplots(1, 3, figsize=(6.6, 2.0), layout="constrained")
         for axes, (ylabel, curves) in zip(panels, CURVES.items(), strict=True):
             for key, style in curves.items():
                 values = [[row[key] for row in run["epochs"]] for run in runs]
                 x = range(1, len(values[0]) + 1)
                 band(axes, x, values, COLOURS[decoder], linestyle=style, label=LABELS[key])
             if "wer" not in curves:  # the error rates without the aids would hide all others
-                first = [row[next(iter(curves))] for row in without]
-                axes.plot(x, first, color="gray", linewidth=0.8, label="no aids")
-            axes.set_ylabel(ylabel, fontsize=7)
+                shown = next(iter(curves))
+                for style, (name, what) in zip(GREYS, q3.ONE_SEED[decoder].items(), strict=False):
+                    epochs = results[f"q3-{decoder}-{name}"]["epochs"]
+                    label = what if shown == "val_loss" else None  # in one legend is enough
+                    line = {"color": "gray", "linestyle": style, "linewidth": 0.8, "label": label}
+                    axes.plot(x, [row[shown] for row in epochs], **line)
+            axes.set(xlabel="Epoch", ylabel=ylabel)
             axes.grid(alpha=0.3)
-        panels[1].set_title(f"{title} decoder", fontsize=9)
-    for axes in rows[1]:
-        axes.set_ylim(bottom=0)  # in both rows: they share it
-        axes.set_xlabel("Epoch")
-        handles, labels = axes.get_legend_handles_labels()
-        lines = [plt.Line2D([], [], color="gray", ls=h.get_ls(), lw=h.get_lw()) for h in handles]
-        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.36), "ncols": 2}
-        form = {"frameon": False, "fontsize": 7, "handlelength": 2.2, "columnspacing": 1}
-        axes.legend(lines, labels, **place, **form)
-    utils.save_figure(figure, out, "q3-full-curves", source_of(runs[0]))
+        for axes, place in zip(panels, ("upper right", (0.45, 0.27), "upper right"), strict=True):
+            axes.legend(loc=place, **LEGEND)
+        figures.append((decoder, figure))
+    for pair in zip(*(figure.axes for _, figure in figures), strict=True):
+        top = max(axes.get_ylim()[1] for axes in pair)
+        for axes in pair:
+            axes.set_ylim(0, top)
+    for decoder, figure in figures:
+        utils.save_figure(figure, out, f"q3-full-{decoder}", source_of(runs[0]))
 
 
 def draw_clips(results, out):

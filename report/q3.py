@@ -1,7 +1,6 @@
 """Question 3: the numbers that q3.typ and its tables show, from results/q3-*.json."""
 
 import json
-import string
 from collections import Counter
 from statistics import mean
 

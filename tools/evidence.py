@@ -92,6 +92,7 @@ ENTRIES = (
     q2_entry("q2-strided-150", "strided", [0.01], f"{LONG} {BEST}", 4),
     q2_entry("q2-strided-150-0.1", "strided", [0.1], f"{LONG} -no_maxpool -learning_rate 0.1", 4),
     control_entry("q2-control-150", 0.01, "", "-epochs150", 6),
+    control_entry("q2-control-150-0.1", 0.1, "-learning_rate 0.1", "-epochs150", 6),
     Entry("times", "-m bench.commands", ("times",), None, 10, is_in_place=True),
     q3_entry("full-noclock", "transformer", "clock=0", 240, 5),
     q3_entry("full-seed42", "transformer", "seed=42", 240, 5),

@@ -264,7 +264,7 @@ def draw_series(out: str) -> None:
         axes.plot(t[ends], found[ends], "o", markersize=3, color=line.get_color())
     axes.set_yscale("log")
     axes.set(xlabel="Score t = q·k", xlim=(-4, 4), ylim=(5e-3, 100))
-    axes.set_title("K terms; a dot where they are off by 10 %")
+    axes.set(ylabel="Similarity", title="K terms; a dot where they are off by 10 %")
     axes.grid(alpha=0.3)
     write_ticks_out(axes.yaxis)
     axes.legend(loc="lower right", ncols=2, frameon=False, fontsize=7)
@@ -307,19 +307,8 @@ def draw_seconds(result: dict, out: str) -> None:
     for row, line in zip(result["scaling"], list(axes.lines), strict=True):
         band = {"color": line.get_color(), "alpha": 0.2, "linewidth": 0}
         axes.fill_between(row["seq_lens"], row["fastest"], row["slowest"], **band)
-    axes.set(xlabel="Sequence length L", ylabel="Seconds")
-    axes.set_title(title_of_slopes(result["scaling"]))
+    axes.set(xlabel="Sequence length L", ylabel="Seconds", title="Time of a call")
     utils.save_figure(figure, out, "q1-seconds", result["data"]["source"])
-
-
-def title_of_slopes(scaling: list[dict]) -> str:
-    """The slopes of linear and fused attention at the largest head size, where they are known."""
-    D = max(row["D"] for row in scaling)
-    slopes = {row["method"]: row["slope"] for row in scaling if row["D"] == D}
-    linear, fused = slopes["linear"], slopes["softmax, fused"]
-    if linear is None or fused is None:
-        return "Median and range of each time"
-    return f"Slope at D = {D}: {linear:.2f} linear, {fused:.2f} fused"
 
 
 def draw_memory(result: dict, out: str) -> None:

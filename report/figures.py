@@ -18,34 +18,66 @@ from matplotlib.colors import PowerNorm
 def draw_all(results, out):
     """Draw each of them into `out`/figures."""
     draw_rates(results, out)
+    draw_control(results, out)
     draw_curves(results, out)
     draw_clips(results, out)
     draw_lost(results, out)
 
 
 def draw_rates(results, out):
-    """Q2.1: training loss and validation accuracy at the three rates, over 15 and 150 epochs."""
-    figure, panels = utils.pyplot().subplots(1, 4, figsize=(6.6, 2.2), layout="constrained")
-    for pair, epochs in zip((panels[:2], panels[2:]), ("", "-epochs150"), strict=True):
-        n_epochs = q2.search(results, epochs)["config"]["epochs"]
+    """Q2.1: training loss and validation accuracy at the three rates over 15 epochs, and validation
+    accuracy over 150.
+    """
+    figure, panels = utils.pyplot().subplots(1, 3, figsize=(6.6, 2.2), layout="constrained")
+    shown = (("train_loss", ""), ("val_accuracy", ""), ("val_accuracy", "-epochs150"))
+    for axes, (key, epochs) in zip(panels, shown, strict=True):
+        search = q2.search(results, epochs)
+        n_epochs = search["config"]["epochs"]
         for i, rate in enumerate(q2.RATES):
-            runs = q2.network(results, "maxpool", rate, epochs)
+            values = q2.by_epoch(q2.network(results, "maxpool", rate, epochs), key)
             colour = f"C{2 + i}"  # blue and orange are for the two networks
-            for axes, key in zip(pair, ("train_loss", "val_accuracy"), strict=True):
-                values = [[row[key] for row in run["epochs"]] for run in runs]
-                band(axes, range(1, n_epochs + 1), values, colour, linewidth=1.0, label=rate)
-        pair[0].set(ylabel="Training loss", ylim=(0, 1.5))
-        pair[1].set(ylabel="Validation accuracy", ylim=(0, 1))
-        shares = q2.class_shares(q2.search(results, epochs), "val")
-        for share in (shares[q2.NORMAL], shares[q2.CNV]):
-            pair[1].axhline(share, color="black", linestyle=":", linewidth=0.8)
-        for axes in pair:
-            axes.set(xlabel="Epoch", xticks=np.linspace(0, n_epochs, 4))
-            axes.grid(alpha=0.3)
+            band(axes, range(1, n_epochs + 1), values, colour, linewidth=1.2, label=rate)
+        axes.set(xlabel=f"Epoch of {n_epochs}", xticks=np.linspace(0, n_epochs, 4))
+        axes.grid(alpha=0.3)
+        if key == "val_accuracy":
+            axes.set(ylabel="Validation accuracy", ylim=(0, 1))
+            shares = q2.class_shares(search, "val")
+            for share in (shares[q2.NORMAL], shares[q2.CNV]):
+                axes.axhline(share, color="black", linestyle=":", linewidth=0.8)
+    panels[0].set(ylabel="Training loss", ylim=(0, 1.4))
+    panels[2].set(ylim=(0.6, 1))
     handles, labels = panels[0].get_legend_handles_labels()
     titles = [f"learning rate {rate}" for rate in labels]
     figure.legend(handles, titles, loc="outside upper center", ncols=3, frameon=False)
-    utils.save_figure(figure, out, "CNN-rates-seeds", source_of(runs[0]))
+    source = source_of(q2.network(results, "maxpool", q2.RATES[0])[0])
+    utils.save_figure(figure, out, "CNN-rates-seeds", source)
+
+
+CONTROL = {"pool": ("max-pool", "C0"), "average": ("average", "C5"), "strided": ("strided", "C1")}
+
+
+def draw_control(results, out):
+    """Q2.3: the three networks' validation accuracy against their training loss at the rate chosen
+    for 150 epochs, and by epoch at the largest rate.
+    """
+    figure, (left, right) = utils.pyplot().subplots(1, 2, figsize=(6.6, 2.2), layout="constrained")
+    networks = q2.networks(results)
+    lowest = q2.lowest_common_loss([networks[name] for name in q2.COMPARED])
+    levels = np.arange(lowest, 1.2, 0.02)
+    for name, (title, colour) in CONTROL.items():
+        reached = [q2.at_training_loss(networks[f"{name}150"], level) for level in levels]
+        band(left, levels, np.transpose(reached), colour, label=title)
+        curves = q2.by_epoch(networks[f"{name}150_fast"], "val_accuracy")
+        smooth = [np.convolve(curve, np.ones(9) / 9, "valid") for curve in curves]
+        band(right, np.arange(5, 5 + len(smooth[0])), smooth, colour, label=title)
+    rates = q2.search(results, "-epochs150")["best"]["learning_rate"], float(q2.RATES[0])
+    for axes, rate in zip((left, right), rates, strict=True):
+        axes.set(ylabel="Validation accuracy", title=f"learning rate {rate:g}", ylim=(0.65, 0.9))
+        axes.grid(alpha=0.3)
+    left.set(xlabel="Training loss", xlim=(levels[-1], lowest))  # training goes to the right
+    right.set(xlabel="Epoch")
+    left.legend(frameon=False)
+    utils.save_figure(figure, out, "CNN-control", source_of(networks["pool"][0]))
 
 
 CURVES = {  # a panel for each: what is drawn in it, and in which line
@@ -94,21 +126,26 @@ def draw_curves(results, out):
 
 def draw_clips(results, out):
     """Q3.3: how the test clips fall out for both decoders."""
-    figure, (left, right) = utils.pyplot().subplots(1, 2, figsize=(6.0, 1.9), layout="constrained")
-    pairs = q3.clip_pairs(results)
-    limits = np.linspace(0.2, 1, 161)
-    for column, (decoder, title) in enumerate(NAMES.items()):
-        shares = [[(p[:, column] < limit).mean() for limit in limits] for p in pairs]
-        band(left, limits, shares, COLOURS[decoder], label=title)
-
+    figure, (left, right) = utils.pyplot().subplots(
+        1, 2, figsize=(6.6, 2.1), layout="constrained", width_ratios=(3, 2)
+    )
+    for side, (decoder, title) in zip((-0.2, 0.2), NAMES.items(), strict=True):
         runs = q3.full_runs(results, decoder)
+        counts = [q3.counts_of_edits(run) for run in runs]
+        rows = np.array([list(count.values()) for count in counts])  # (seeds, numbers of edits)
+        least, most = rows.min(axis=0), rows.max(axis=0)
+        middle = rows.mean(axis=0)
+        places = np.arange(len(middle)) + side
+        bars = {"width": 0.4, "color": COLOURS[decoder], "label": title}
+        left.bar(places, middle, yerr=(middle - least, most - middle), capsize=2, **bars)
+
         groups = np.array_split(np.sort(runs[0]["clips"]["seconds"]), 8)
         seconds = [group.mean() for group in groups]
         similarities = [q3.by_length(run, 8) for run in runs]
         dots = {"marker": "o", "markersize": 3}
         band(right, seconds, similarities, COLOURS[decoder], label=title, **dots)
-    left.axvline(q3.LOST, color="black", linestyle=":", linewidth=0.8)
-    left.set(yscale="log", ylim=(1e-4, 1.3), xlabel="Similarity", ylabel="Share of clips below it")
+    left.set_xticks(range(len(counts[0])), counts[0])
+    left.set(xlabel="Edits between the true text and the written one", ylabel="Clips")
     right.set(xlabel="Length of the clip (s)", ylabel="Mean similarity")
     for axes in (left, right):
         axes.legend(frameon=False)

@@ -38,7 +38,7 @@ def numbers(results):
         "near_from": signed(min(near), 1),
         "near_to": signed(max(near), 1),
         "floor_of_five": f"{min(taylor_exp(scores, 5)):.2f}",
-        "n_identities": len({row["D"] for row in q1["identities"]}),
+        "identity_dims": listing(sorted({row["D"] for row in q1["identities"]})),
         "identity_error": power(max(max(r["full"], r["reduced"]) for r in q1["identities"])),
         "features_reduced": whole(reduced_feature_dim(D)),
         "small_score": f"{errors[SMALL][0]:g}",
@@ -51,6 +51,7 @@ def numbers(results):
         "bound_over_error": extent(bound_over_error(three, 0.1), ".0f"),
         "two_terms_error": f"{even[0]['error'][-1]:.0f}",
         "most_negative": percent(max(max(row["negative_weights"]) for row in even)),
+        "negative_from": [negative_from(row) for row in even[:2]],
         "refused": listing(row["n_terms"] for row in even if None in row["error"]),
         "slope_misfit": f"{slope_misfit(q1):.1f}",
         "bump_dims": listing(D for D, _, _ in bumps),
@@ -61,6 +62,7 @@ def numbers(results):
         "slope_lengths": extent(linear["slope_lengths"]),
         "growth_by_D": [extent(factors, ".1f") for factors in growth_by_D(q1)],
         "growth_by_count": [f"{factor:.1f}" for factor in growth_by_count(q1)],
+        "features_growth": [f"{factor:.1f}" for factor in features_growth(q1)],
         "fused_bytes": bytes_text(at_length(fused, L, "peak_bytes")),
         "memory_row": bytes_text(4 * D * reduced_feature_dim(D)),
         "faster": f"{at_length(fused, L, 'seconds') / at_length(linear, L, 'seconds'):.1f}",
@@ -164,6 +166,12 @@ def bound_over_error(row, largest_error):
     return [bound / error for bound, error in pairs if error < largest_error]
 
 
+def negative_from(row):
+    """The smallest of the scores' sizes at which a weight is negative."""
+    pairs = zip(row["score_scale"], row["negative_weights"], strict=True)
+    return next(f"{scale:g}" for scale, share in pairs if share > 0)
+
+
 def growth_by_D(q1):
     """By which factors linear attention's time grows from one head size to the next: a row for each
     step, with a factor for each length that the slope is fitted to.
@@ -180,6 +188,12 @@ def growth_by_count(q1):
     """The same by counting products: a factor for each step."""
     products = [D * reduced_feature_dim(D) for D in q1["config"]["dims"]]
     return [big / small for small, big in pairwise(products)]
+
+
+def features_growth(q1):
+    """By which factors the number of features grows from one head size to the next."""
+    features = [reduced_feature_dim(D) for D in q1["config"]["dims"]]
+    return [big / small for small, big in pairwise(features)]
 
 
 def table_rows(q1):

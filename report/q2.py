@@ -88,6 +88,7 @@ def networks(results):
             found[name + end] = network(results, title, rate, epochs)
     found["pool150_fast"] = network(results, "maxpool", RATES[0], "-epochs150")
     found["strided150_fast"] = network(results, "strided", RATES[0], "-epochs150")
+    found["average150_fast"] = network(results, "avgpool", RATES[0], "-epochs150")
     return found
 
 
@@ -120,6 +121,31 @@ def recalls(runs):
     return {name: [table[k][k] / sum(table[k]) for table in tables] for k, name in classes}
 
 
+def by_epoch(runs, key):
+    """What each run measured after each epoch: (seeds, epochs)."""
+    return np.array([[row[key] for row in run["epochs"]] for run in runs])
+
+
+def at_training_loss(runs, level):
+    """Each run's validation accuracy where its training loss first falls to `level`, a mean over
+    this epoch and the four before and after it; None where a run's loss stays above it.
+    """
+    found = []
+    pairs = zip(by_epoch(runs, "train_loss"), by_epoch(runs, "val_accuracy"), strict=True)
+    for losses, accuracies in pairs:
+        if losses.min() > level:
+            return None
+        epoch = np.argmax(losses <= level)
+        found.append(accuracies[max(epoch - 4, 0) : epoch + 5].mean())
+    return found
+
+
+def lowest_common_loss(groups):
+    """The lowest training loss, in hundredths, that all runs of all groups reach."""
+    reached = max(by_epoch(runs, "train_loss").min(axis=1).max() for runs in groups)
+    return math.ceil(100 * reached) / 100
+
+
 def shifted(runs, n):
     """Each run's test accuracy where all images are moved by n pixels."""
     return [accuracies[n] for accuracies in test(runs, "accuracy_shifted")]
@@ -147,7 +173,12 @@ def reweighted(search, runs):
     """
     found = [mean(values) for values in recalls(runs).values()]
     accuracy = np.average(found, weights=class_shares(search, "val"))
-    return accuracy, math.sqrt(accuracy * (1 - accuracy) / search["data"]["counts"]["val"])
+    return accuracy, error_of_share(accuracy, search, "val")
+
+
+def error_of_share(accuracy, search, split):
+    """The standard error that the number of images of a split leaves to an accuracy."""
+    return math.sqrt(accuracy * (1 - accuracy) / search["data"]["counts"][split])
 
 
 # ----------------------------------------------------------------------- Q2.1: runs that break down
@@ -172,15 +203,14 @@ def break_down(results, search):
     runs broke down.
     """
     high, middle = (network(results, "maxpool", rate, "-epochs150") for rate in RATES[:2])
-    curves = [
-        np.array(
-            [[row["val_accuracy"] for row in run["epochs"]] for run in runs]
-        )  # (seeds, epochs)
-        for runs in (high, middle)
-    ]
+    curves = [by_epoch(runs, "val_accuracy") for runs in (high, middle)]
     leads = (curves[0] - curves[1]).mean(axis=0) > 1e-9  # ties are no leads
     earlier = earlier_runs(results)
+    last_thirty = [average(list(curve[:, -30:].mean(axis=1))) for curve in curves]
     return {
+        "middle_over_high_test": difference(test(middle, "accuracy"), test(high, "accuracy")),
+        "high_late": last_thirty[0],
+        "middle_late": last_thirty[1],
         "middle_over_high": difference(last(middle, "val_accuracy"), last(high, "val_accuracy")),
         "high_leads": int(leads.sum()),
         "high_best": average(list(curves[0].max(axis=1))),
@@ -216,9 +246,40 @@ def comparisons(results, runs, search):
         "looking_val": difference(
             *(last(runs[n], "val_accuracy") for n in ("average150", "strided150"))
         ),
+        "error_of_test": f"{error_of_share(mean(accuracy['pool']), search, 'test'):.3f}",
         "hard_share": percent(share_of_hardest(runs)),
         "shift_changes": [shift_change(runs, n) for n in (1, 2, 3)],
+        "kept": {name: percent(share_kept(runs[f"{name}150"], 3)) for name in ("pool", "strided")},
+        **at_equal_loss(runs),
+        **over_fitting(runs),
     }
+
+
+def at_equal_loss(runs):
+    """Max-pooling's lead on validation, at the lowest training loss that all of COMPARED reach."""
+    level = lowest_common_loss([runs[name] for name in COMPARED])
+    pool, average_, strided = (at_training_loss(runs[name], level) for name in COMPARED)
+    return {
+        "equal_loss": f"{level:.2f}",
+        "equal_loss_average": difference(pool, average_),
+        "equal_loss_strided": difference(pool, strided),
+    }
+
+
+EARLY, LATE = slice(15, 40), slice(120, 150)  # epochs 16 to 40 and 121 to 150
+
+
+def over_fitting(runs):
+    """How validation accuracy goes on after epoch 40, at the largest rate."""
+    numbers = {}
+    for name in ("pool", "strided"):
+        curves = by_epoch(runs[f"{name}150_fast"], "val_accuracy")
+        early, late = curves[:, EARLY].mean(axis=1), curves[:, LATE].mean(axis=1)
+        numbers[f"{name}_early"], numbers[f"{name}_late"] = (
+            average(list(values)) for values in (early, late)
+        )
+        numbers[f"{name}_falls"] = int((late < early).sum())
+    return numbers
 
 
 def share_of_hardest(runs):
@@ -226,6 +287,11 @@ def share_of_hardest(runs):
     pool, strided = (recalls(runs[name]) for name in ("pool150", "strided150"))
     gained = {name: mean(pool[name]) - mean(strided[name]) for name in pool}
     return (gained["DME"] + gained["drusen"]) / sum(gained.values())
+
+
+def share_kept(runs, n, chance=0.25):
+    """Of the accuracy above chance, the share that is left where all images are moved by n."""
+    return (mean(shifted(runs, n)) - chance) / (mean(shifted(runs, 0)) - chance)
 
 
 def shift_change(runs, n):

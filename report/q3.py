@@ -1,6 +1,7 @@
 """Question 3: the numbers that q3.typ and its tables show, from results/q3-*.json."""
 
 import json
+import math
 from collections import Counter
 from statistics import mean
 
@@ -37,7 +38,6 @@ def numbers(results):
     config = lstm[0]["config"]
     fine_tuned = real_runs(results, "lstm", "finetuned")[0]
     n_real = fine_tuned["data"]["counts"]
-    factors = likelier(results)
     greedy, beam = (results["q3-model-transformer"]["test"][how] for how in ("greedy", "beam"))
     return {
         **{f"n_{split}": whole(n) for split, n in lstm[0]["data"]["counts"].items()},
@@ -51,9 +51,7 @@ def numbers(results):
         "more_parameters": whole(lstm[0]["parameters"] - transformer[0]["parameters"]),
         "longest_clip": f"{max(lstm[0]['clips']['seconds']):.1f}",
         "gap_rows": gap_rows(results),
-        "likelier": f"{factors[0]:.0f}",
-        "likelier_interval": extent(factors[1:], ".0f"),
-        "letters": f"{mean(lstm[0]['clips']['letters']):.0f}",
+        "smoothed_loss": f"{smoothed_loss(config['label_smoothing']):.3f}",
         "clip_rows": clip_rows(results),
         "clock_only": f"{similarity(results['q3-transformer-full-noctc']):.3f}",
         "unrelated": {key: f"{value:.3f}" for key, value in lstm[0]["unrelated"].items()},
@@ -89,6 +87,7 @@ def decoder_numbers(results, decoder):
         "exact": extent(count["exact"][column] for count in counts),
         "lost": extent(count["lost"][column] for count in counts),
         "kinds": {**kinds, "all": kinds.total()},
+        "edits_per_letter": extent((edits_per_letter(run) for run in runs), ".3f"),
         "best_eighth": f"{max(eighths):.3f}",
         "longest_eighth": f"{eighths[-1]:.3f}",
         "words_to_letters": f"{mean(test(runs, 'wer')) / mean(test(runs, 'cer')):.1f}",
@@ -158,6 +157,34 @@ def by_length(run, n_parts):
 
 
 # ------------------------------------------------------------------------------ texts that go wrong
+def edits_of(run):
+    """For each clip (n,), how many edits its text is away from the true one."""
+    clips = {key: np.array(run["clips"][key]) for key in ("letters", "written", SIMILARITY)}
+    longer = np.maximum(clips["letters"], clips["written"])
+    return np.rint((1 - clips[SIMILARITY]) * longer).astype(int)
+
+
+def edits_per_letter(run):
+    """Edits per letter of the true texts, lost texts left out."""
+    followed = ~is_lost(np.array(run["clips"][SIMILARITY]))
+    return edits_of(run)[followed].sum() / np.array(run["clips"]["letters"])[followed].sum()
+
+
+EDITS = {"0": 0, "1": 1, "2": 2, "3–5": 5, "6–10": 10, "11–20": 20, ">20": math.inf}  # up to
+
+
+def counts_of_edits(run):
+    """{how many edits: in how many texts there are so many; "lost": how many texts are lost}."""
+    followed = ~is_lost(np.array(run["clips"][SIMILARITY]))
+    counts, _ = np.histogram(edits_of(run)[followed], [0, *(most + 0.5 for most in EDITS.values())])
+    return {**dict(zip(EDITS, counts, strict=True)), "lost": (~followed).sum()}
+
+
+def smoothed_loss(smoothing):
+    """The loss of a decoder that knows every letter and is as unsure as label smoothing asks."""
+    return -math.log(1 - smoothing + smoothing / len(utils.VOCABULARY))
+
+
 def n_running_on(run):
     """The clips whose text is longer than the true one by more than a quarter."""
     clips = run["clips"]
@@ -271,16 +298,6 @@ def gap_rows(results):
         size, *ends = welch(pair[1], pair[0])
         rows.append([title, *map(spread, pair), f"{signed(size)} ({interval(*ends)})"])
     return rows
-
-
-def likelier(results):
-    """How many times the probability that the transformer gives a whole true text the LSTM gives
-    it, with its lower loss: exp(difference in nats per token * tokens of a mean text), and the
-    same for the ends of the difference's interval.
-    """
-    lstm, transformer = (full_runs(results, decoder) for decoder in NAMES)
-    n_tokens = mean(lstm[0]["clips"]["letters"]) + 1
-    return np.exp(np.array(welch(test(transformer, "loss"), test(lstm, "loss"))) * n_tokens)
 
 
 def clip_rows(results):

@@ -13,6 +13,8 @@ from runs import UserError
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from matplotlib.testing.compare import compare_images
 
 SOURCES = sorted((ROOT / "report").glob("*.typ"))
@@ -222,16 +224,39 @@ def test_how_clips_fall_out():
     assert counts == {"better": (1, 2), "exact": (1, 0), "lost": (2, 1)}  # LSTM, transformer
 
 
-def test_the_likelihood_of_a_whole_text():
-    """Means of 9 letters and the stop, 0.1 nats a token apart: e^1 times as likely."""
-    losses = {"lstm": (0.19, 0.2, 0.21), "transformer": (0.29, 0.3, 0.31)}
-    results = {}
-    for decoder, values in losses.items():
-        for seed, loss in zip(q3.SEEDS, values, strict=True):
-            run = {"test": {"loss": loss}, "clips": {"letters": [8, 10]}}
-            results[f"q3-{decoder}-full-seed{seed}"] = run
-    factor, low, high = q3.likelier(results)
-    assert factor == pytest.approx(np.e) and low * high == pytest.approx(np.e**2)
+def test_edits_in_texts():
+    """Four texts of ten letters: right, two edits, three letters too many, and a lost one."""
+    clips = {
+        "letters": [10, 10, 10, 10],
+        "written": [10, 10, 13, 5],
+        "damerau_levenshtein": [1.0, 0.8, 0.7692, 0.5],
+    }
+    run = {"clips": clips}
+    assert q3.edits_of(run).tolist() == [0, 2, 3, 5]
+    assert q3.edits_per_letter(run) == pytest.approx(5 / 30)
+    assert {k: n for k, n in q3.counts_of_edits(run).items() if n} == {
+        "0": 1,
+        "2": 1,
+        "3–5": 1,
+        "lost": 1,
+    }
+
+
+def test_the_loss_that_smoothing_asks_for():
+    """The best loss under smoothed targets, found by training nothing but the logits."""
+    logits = torch.zeros(1, 35, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], line_search_fn="strong_wolfe", max_iter=200)
+    target = torch.tensor([3])
+
+    def smoothed():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(logits, target, label_smoothing=0.1)
+        loss.backward()
+        return loss
+
+    optimizer.step(smoothed)
+    plain = F.cross_entropy(logits, target).item()
+    assert q3.smoothed_loss(0.1) == pytest.approx(plain, abs=1e-3)
 
 
 # --------------------------------------------------------------------------- README and submission

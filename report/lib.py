@@ -94,8 +94,8 @@ def extent(values, form=","):
 
 
 def interval(low, high, digits=3):
-    """(-0.5, 1) -> "−0.500 to 1.000"."""
-    return f"{signed(low, digits)} to {signed(high, digits)}"
+    """(-0.5, 1) -> "[−0.500, 1.000]", unbroken."""
+    return f"[{signed(low, digits)},\u00a0{signed(high, digits)}]"
 
 
 # ---------------------------------------------------------------------------------------- Markdown
@@ -128,9 +128,9 @@ def welch(a, b):
 
 
 def difference(a, b):
-    """Welch's as text: "0.130 (95 % interval 0.097 to 0.163)"."""
+    """Welch's as text: "0.130 [0.097, 0.163]"."""
     size, low, high = welch(a, b)
-    return f"{signed(size)} (95 % interval {interval(low, high)})"
+    return f"{signed(size)} {interval(low, high)}"
 
 
 # ----------------------------------------------------------------------------------------- figures

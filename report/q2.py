@@ -341,5 +341,5 @@ def network_rows(runs):
     for title in found[0]:
         values = [measured[title] for measured in found]
         size, *ends = welch(values[0], values[2])
-        rows.append([title, *map(spread, values), f"{signed(size)} ({interval(*ends)})"])
+        rows.append([title, *map(spread, values), f"{signed(size)} {interval(*ends)}"])
     return rows

@@ -43,6 +43,7 @@ def numbers(results):
         **{f"n_{split}": whole(n) for split, n in lstm[0]["data"]["counts"].items()},
         "n_seeds": len(SEEDS),
         "lost": LOST,
+        "nearly": NEARLY,
         "config": config,
         "vectors_per_token": f"{vectors_per_token(lstm[0]):.1f}",
         "warmup": percent(config["warmup"]),
@@ -51,9 +52,15 @@ def numbers(results):
         "more_parameters": whole(lstm[0]["parameters"] - transformer[0]["parameters"]),
         "longest_clip": f"{max(lstm[0]['clips']['seconds']):.1f}",
         "gap_rows": gap_rows(results),
+        "early_lead": signed(early_lead(lstm, transformer), 2),
+        "smallest_gap": f"{welch(*(test(g, SIMILARITY) for g in (transformer, lstm)))[1]:.4f}",
+        "device": lstm[0]["environment"]["device"],
         "smoothed_loss": f"{smoothed_loss(config['label_smoothing']):.3f}",
         "clip_rows": clip_rows(results),
+        "noclock": noclock_numbers(results),
         "clock_only": f"{similarity(results['q3-transformer-full-noctc']):.3f}",
+        "noctc_lost": cells_of_counts([results["q3-transformer-full-noctc"]])[1],
+        "neither_lost": cells_of_counts([results["q3-transformer-full-handed-out"]])[1],
         "unrelated": {key: f"{value:.3f}" for key, value in lstm[0]["unrelated"].items()},
         "example_rows": example_rows(),
         "text_rows": text_rows(results),
@@ -83,7 +90,7 @@ def decoder_numbers(results, decoder):
         "first_val_loss": spread([run["epochs"][0]["val_loss"] for run in runs]),
         "val_loss": spread(last(runs, "val_loss")),
         "train_loss": spread(last(runs, "train_loss")),
-        "aligned": extent(passes_half(run) for run in runs),
+        "first_similarity": spread([run["epochs"][0][SIMILARITY] for run in runs]),
         "exact": extent(count["exact"][column] for count in counts),
         "lost": extent(count["lost"][column] for count in counts),
         "kinds": {**kinds, "all": kinds.total()},
@@ -93,7 +100,24 @@ def decoder_numbers(results, decoder):
         "words_to_letters": f"{mean(test(runs, 'wer')) / mean(test(runs, 'cer')):.1f}",
         "handed_out": f"{similarity(handed_out):.3f}",
         "score_rows": score_rows(results, decoder),
-        "handed_out_aligned": passes_half(handed_out),
+    }
+
+
+def noclock_numbers(results):
+    """What the text says of the transformer with CTC and without the clock, one run."""
+    run = results["q3-transformer-full-noclock"]
+    exact, lost = cells_of_counts([run])
+    nearly, single = count_kinds(run)
+    return {
+        "exact": exact,
+        "lost": lost,
+        "similarity": f"{similarity(run):.3f}",
+        "commit": run["environment"]["commit"][:7],
+        "processor": run["environment"]["processor"],
+        "n_places": whole(nearly.total()),
+        "n_single": whole(single.total()),
+        "marks_single": percent(single["mark"] / single.total()),
+        "kind_rows": kind_rows(nearly, single),
     }
 
 
@@ -112,9 +136,13 @@ def similarity(run):
     return run["test"][SIMILARITY]
 
 
-def passes_half(run):
-    """The epoch in which a run first passes one half in similarity on validation, or None."""
-    return next((row["epoch"] for row in run["epochs"] if row[SIMILARITY] > 0.5), None)
+def early_lead(lstm, transformer, epochs=(2, 5)):
+    """The transformer's mean lead in similarity on validation, from one epoch to another."""
+    means = []
+    for runs in (transformer, lstm):
+        rows = [row for run in runs for row in run["epochs"]]
+        means.append(mean(r[SIMILARITY] for r in rows if epochs[0] <= r["epoch"] <= epochs[1]))
+    return means[0] - means[1]
 
 
 # ------------------------------------------------------------------------------- clip by clip, Q3.3
@@ -218,7 +246,7 @@ def kinds_of_failure(results, decoder):
     return kinds
 
 
-NEARLY = 0.9  # a text is nearly right at or above this similarity, if not without an error
+NEARLY = 0.9  # a text is nearly right from this similarity on
 KINDS = {  # of errors in nearly right texts
     "replaced": "one letter for another",
     "several": "several letters for others",
@@ -259,6 +287,28 @@ def kinds_of_error(true, written):
     return kinds
 
 
+def count_kinds(run):
+    """The kinds of errors in a run's nearly right texts, and in those with one wrong place."""
+    nearly, single = Counter(), Counter()
+    clips = run["clips"]
+    texts = zip(clips["reference"], clips["hypothesis"], clips[SIMILARITY], strict=True)
+    for true, written, value in texts:
+        kinds = kinds_of_error(true, written)
+        if value >= NEARLY:
+            nearly += kinds
+        if kinds.total() == 1:
+            single += kinds
+    return nearly, single
+
+
+def kind_rows(nearly, single):
+    """The share of each kind of error, the most frequent ones first."""
+    shares = [(title, nearly[kind], single[kind]) for kind, title in KINDS.items()]
+    shares.sort(key=lambda row: row[1], reverse=True)
+    totals = nearly.total(), single.total()
+    return [[title, percent(a / totals[0]), percent(b / totals[1])] for title, a, b in shares]
+
+
 # ----------------------------------------------------------------------------------- tables of Q3.3
 def vectors_per_token(run):
     """How many vectors of z (one for two frames) a token takes, on average over the test clips."""
@@ -270,22 +320,33 @@ def vectors_per_token(run):
 ONE_SEED = {  # single runs, for the tables of Q3.1 and Q3.2: the split, what was left out
     "lstm": {"full-handed-out": "no CTC"},
     "transformer": {
+        "full-noclock": "no clock",
         "full-noctc": "no CTC",
         "full-handed-out": "neither",
     },
 }
 
 
+def cells_of_counts(runs):
+    """How many test texts are without an error and how many are lost, over the runs."""
+    similarities = [np.array(run["clips"][SIMILARITY]) for run in runs]
+    return [extent(what(values).sum() for values in similarities) for what in (is_exact, is_lost)]
+
+
 def score_rows(results, decoder):
-    """Loss and every score of one decoder: after the last epoch on validation, and on test."""
+    """Loss and every score of one decoder: after the last epoch on validation, and on test; last
+    how many texts are exact and how many lost.
+    """
     runs = full_runs(results, decoder)
     rows = [
-        ["validation", *(spread(last(runs, key)) for key in ("val_loss", *SCORES))],
-        ["*test*", *(f"*{spread(test(runs, key))}*" for key in ("loss", *SCORES))],
+        ["validation", *(spread(last(runs, key)) for key in ("val_loss", *SCORES)), "–", "–"],
+        ["test", *(spread(test(runs, key)) for key in ("loss", *SCORES)), *cells_of_counts(runs)],
     ]
+    rows[1] = [f"*{cell}*" for cell in rows[1]]
     for name, title in ONE_SEED[decoder].items():
-        scores = results[f"q3-{decoder}-{name}"]["test"]
-        rows.append([f"test, {title}", *(f"{scores[key]:.3f}" for key in ("loss", *SCORES))])
+        run = results[f"q3-{decoder}-{name}"]
+        scores = [f"{run['test'][key]:.3f}" for key in ("loss", *SCORES)]
+        rows.append([f"test, {title}", *scores, *cells_of_counts([run])])
     return rows
 
 
@@ -296,7 +357,7 @@ def gap_rows(results):
     for key, title in {"loss": "loss", **SCORES}.items():
         pair = test(lstm, key), test(transformer, key)
         size, *ends = welch(pair[1], pair[0])
-        rows.append([title, *map(spread, pair), f"{signed(size)} ({interval(*ends)})"])
+        rows.append([title, *map(spread, pair), f"{signed(size)} {interval(*ends)}"])
     return rows
 
 

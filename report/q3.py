@@ -51,6 +51,7 @@ def numbers(results):
         "transformer": decoder_numbers(results, "transformer"),
         "more_parameters": whole(lstm[0]["parameters"] - transformer[0]["parameters"]),
         "longest_clip": f"{max(lstm[0]['clips']['seconds']):.1f}",
+        "aid_rows": aid_rows(results),
         "gap_rows": gap_rows(results),
         "early_lead": signed(early_lead(lstm, transformer), 2),
         "smallest_gap": f"{welch(*(test(g, SIMILARITY) for g in (transformer, lstm)))[1]:.4f}",
@@ -322,7 +323,7 @@ ONE_SEED = {  # single runs, for the tables of Q3.1 and Q3.2: the split, what wa
     "transformer": {
         "full-noclock": "no clock",
         "full-noctc": "no CTC",
-        "full-handed-out": "neither",
+        "full-handed-out": "neither aid",
     },
 }
 
@@ -334,19 +335,27 @@ def cells_of_counts(runs):
 
 
 def score_rows(results, decoder):
-    """Loss and every score of one decoder: after the last epoch on validation, and on test; last
-    how many texts are exact and how many lost.
-    """
+    """Loss and every score of one decoder: after the last epoch on validation, and on test."""
     runs = full_runs(results, decoder)
     rows = [
-        ["validation", *(spread(last(runs, key)) for key in ("val_loss", *SCORES)), "–", "–"],
-        ["test", *(spread(test(runs, key)) for key in ("loss", *SCORES)), *cells_of_counts(runs)],
+        ["validation", *(spread(last(runs, key)) for key in ("val_loss", *SCORES))],
+        ["*test*", *(f"*{spread(test(runs, key))}*" for key in ("loss", *SCORES))],
     ]
-    rows[1] = [f"*{cell}*" for cell in rows[1]]
     for name, title in ONE_SEED[decoder].items():
         run = results[f"q3-{decoder}-{name}"]
-        scores = [f"{run['test'][key]:.3f}" for key in ("loss", *SCORES)]
-        rows.append([f"test, {title}", *scores, *cells_of_counts([run])])
+        rows.append([f"test, {title}", *(f"{run['test'][key]:.3f}" for key in ("loss", *SCORES))])
+    return rows
+
+
+def aid_rows(results):
+    """Similarity, and how many test texts are exact and lost, with the aids and without some."""
+    rows = []
+    for decoder, title in NAMES.items():
+        runs = full_runs(results, decoder)
+        rows.append([title, spread(test(runs, SIMILARITY)), *cells_of_counts(runs)])
+        for name, what in ONE_SEED[decoder].items():
+            run = results[f"q3-{decoder}-{name}"]
+            rows.append([f"{title}, {what}", f"{similarity(run):.3f}", *cells_of_counts([run])])
     return rows
 
 

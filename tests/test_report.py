@@ -178,14 +178,16 @@ def test_the_interval_by_hand():
     assert lib.welch([2, 3, 4], [0, 1, 2]) == pytest.approx((2, 2 - half, 2 + half), abs=1e-3)
 
 
-def test_whose_recalls_make_up_the_lead():
-    """Strides find half of every class, max-pooling all of DME and three quarters of CNV."""
-    tables = {
-        "strided150": [[6, 6, 0, 0], [6, 6, 0, 0], [0, 0, 6, 6], [0, 0, 6, 6]],
-        "pool150": [[9, 3, 0, 0], [0, 12, 0, 0], [0, 0, 6, 6], [0, 0, 6, 6]],
-    }
-    groups = {name: [{"test": {"confusion": table}}] for name, table in tables.items()}
-    assert q2.share_of_hardest(groups) == pytest.approx(0.5 / 0.75)
+def test_networks_at_equal_training_loss():
+    """Two runs of twelve epochs: the mean of the nine epochs around the first with that loss."""
+    runs = []
+    for first in (5, 8):  # the epoch, from 0, at which the loss falls to 0.5
+        losses = [1.0] * first + [0.5] * (12 - first)
+        rows = [{"train_loss": x, "val_accuracy": k / 10} for k, x in enumerate(losses)]
+        runs.append({"epochs": rows})
+    assert q2.at_training_loss(runs, 0.5) == pytest.approx([0.5, 0.75])  # 1 to 9, 4 to 11
+    assert q2.at_training_loss(runs, 0.4) is None
+    assert q2.lowest_common_loss([runs]) == 0.5
 
 
 def test_kinds_of_failure():

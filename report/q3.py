@@ -57,7 +57,6 @@ def numbers(results):
         "smallest_gap": f"{welch(*(test(g, SIMILARITY) for g in (transformer, lstm)))[1]:.4f}",
         "device": lstm[0]["environment"]["device"],
         "smoothed_loss": f"{smoothed_loss(config['label_smoothing']):.3f}",
-        "clip_rows": clip_rows(results),
         "noclock": noclock_numbers(results),
         "clock_only": f"{similarity(results['q3-transformer-full-noctc']):.3f}",
         "noctc_lost": cells_of_counts([results["q3-transformer-full-noctc"]])[1],
@@ -92,6 +91,7 @@ def decoder_numbers(results, decoder):
         "val_loss": spread(last(runs, "val_loss")),
         "train_loss": spread(last(runs, "train_loss")),
         "first_similarity": spread([run["epochs"][0][SIMILARITY] for run in runs]),
+        "better": extent(count["better"][column] for count in counts),
         "exact": extent(count["exact"][column] for count in counts),
         "lost": extent(count["lost"][column] for count in counts),
         "kinds": {**kinds, "all": kinds.total()},
@@ -212,14 +212,6 @@ def counts_of_edits(run):
 def smoothed_loss(smoothing):
     """The loss of a decoder that knows every letter and is as unsure as label smoothing asks."""
     return -math.log(1 - smoothing + smoothing / len(utils.VOCABULARY))
-
-
-def n_running_on(run):
-    """The clips whose text is longer than the true one by more than a quarter."""
-    clips = run["clips"]
-    return sum(
-        written > 1.25 * n for n, written in zip(clips["letters"], clips["written"], strict=True)
-    )
 
 
 def ends_in_a_loop(text, n=36):
@@ -368,22 +360,6 @@ def gap_rows(results):
         size, *ends = welch(pair[1], pair[0])
         rows.append([title, *map(spread, pair), f"{signed(size)} {interval(*ends)}"])
     return rows
-
-
-def clip_rows(results):
-    """Counts over the test clips, a row for each, a column for each seed and decoder."""
-    counts = [counts_of(pairs) for pairs in clip_pairs(results)]
-    titles = {
-        "better": "written better than by the other",
-        "exact": "written without an error",
-        "lost": f"lost: below a similarity of {LOST}",
-    }
-    rows = []
-    for key, title in titles.items():
-        rows.append([title, *(f"{n:,}" for count in counts for n in count[key])])
-    seeds = zip(*(full_runs(results, decoder) for decoder in NAMES), strict=True)
-    n_long = [str(n_running_on(run)) for pair in seeds for run in pair]
-    return [*rows, ["more than a quarter too long", *n_long]]
 
 
 def text_rows(results):

@@ -494,7 +494,7 @@ def main() -> None:
     t = (Q * K).sum(dim=-1)  # (L,): the score of each query with the key of its own place
     three_terms = (three_term_feature_map(Q) * three_term_feature_map(K)).sum(dim=-1)
     errors = {
-        "Q1.2  phi(q).phi(k) = 1 + q.k + (q.k)^2 / 2": max_abs(three_terms - 1 - t - t**2 / 2),
+        "Q1.2  phi(q).phi(k) = 1 + q.k + (q.k)^2 / 2": largest(three_terms - 1 - t - t**2 / 2),
         "      the same for the first K terms of exp(q.k)": max(row["full"] for row in rows),
         "      the same with every monomial once": max(row["reduced"] for row in rows),
         "Q1.4  linear_attention = the quadratic order of Q1.3": orders["float64"],

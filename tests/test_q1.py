@@ -396,13 +396,14 @@ def test_the_formulas_check_themselves():
     process = run_script("q1_linear_attention.py")
     assert process.returncode == 0, process.stderr
     errors = [float(number) for number in re.findall(r" (\de-\d\d)$", process.stdout, re.M)]
-    assert len(errors) == 7 and max(errors[:6]) < 1e-12 and errors[6] < 1e-5
+    assert len(errors) == 8 and max(errors[:7]) < 1e-12 and errors[7] < 1e-5
     assert "M = 273" in process.stdout and "fused kernel" in process.stdout
 
 
 @pytest.mark.parametrize(
     "name, wrong, said",
     [
+        ("three_term_feature_map", lambda x: torch.cat([x, x], -1), r"= 1 \+ q\.k"),
         ("linear_attention", q1.softmax_attention, "linear_attention = the quadratic order"),
         ("causal_linear_attention", lambda *x, state=None: (x[2], state), "causal = each query"),
     ],

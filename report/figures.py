@@ -35,7 +35,7 @@ def draw_rates(results, out):
         n_epochs = search["config"]["epochs"]
         for i, rate in enumerate(q2.RATES):
             values = q2.by_epoch(q2.network(results, "maxpool", rate, epochs), key)
-            colour = f"C{2 + i}"  # blue and orange are for the two networks
+            colour = ("C0", "C2", "C4")[i]  # blue as in the figure of both networks at 0.1
             band(axes, range(1, n_epochs + 1), values, colour, linewidth=1.2, label=rate)
         axes.set(xlabel=f"Epoch of {n_epochs}", xticks=np.linspace(0, n_epochs, 4))
         axes.grid(alpha=0.3)

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 from q1_linear_attention import reduced_feature_dim, taylor_exp
-from q1_measure import METHODS
+from q1_measure import METHODS, crossover_length
 from report.lib import bytes_text, extent, listing, percent, signed, whole
 
 import numpy as np
@@ -71,6 +71,8 @@ def numbers(results):
         "linear_longest": time_text(linear["seconds"][-1]),
         "crossings": listing(two_digits(row["measured"]) for row in crossings),
         "crossings_by_count": listing(whole(row["predicted"]) for row in crossings),
+        "crossings_fastest": listing(two_digits(crossing_of_fastest(q1, d)) for d in dims),
+        "many_heads_slope": f"{q1['many_heads'][0]['slope']:.2f}",
         "many_heads": many_heads["heads"],
         "many_heads_crossing": two_digits(many_heads["measured"]),
         "many_heads_L": whole(many_heads["seq_len"]),
@@ -153,6 +155,13 @@ def step_of(q1, D):
     row = curve(q1, "softmax, plain", D)
     factors = [b / a for a, b in pairwise(row["seconds"])]
     return row["seq_lens"][1 + int(np.argmax(factors))]
+
+
+def crossing_of_fastest(q1, D):
+    """From which length linear attention is faster than the fused kernel, by the fastest calls."""
+    linear, fused = (curve(q1, method, D) for method in ("linear", "softmax, fused"))
+    triples = zip(fused["seq_lens"], fused["fastest"], linear["fastest"], strict=True)
+    return crossover_length({L: exact / fast for L, exact, fast in triples})
 
 
 def calls_text(row, L):

@@ -229,6 +229,7 @@ def comparisons(results, runs, search):
         "high_over_middle": difference(short["0.1"], short["0.01"]),
         "high_over_low": difference(short["0.1"], short["0.001"]),
         "recalls": listing(average(values) for values in recalls(runs["pool"]).values()),
+        **{f"{name}_dme": average(recalls(runs[name])["DME"]) for name in ("pool", "strided")},
         "reweighted": f"{expected:.3f}",
         "error_of_val": f"{error:.3f}",
         "lead": difference(accuracy["pool"], accuracy["strided"]),

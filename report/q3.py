@@ -10,8 +10,8 @@ from plots import NAMES, SCORES
 from report.lib import (
     ROOT,
     average,
+    difference,
     extent,
-    interval,
     last,
     matching,
     percent,
@@ -79,8 +79,7 @@ def decoder_numbers(results, decoder):
     """What the text says of one decoder."""
     runs = full_runs(results, decoder)
     handed_out = results[f"q3-{decoder}-full-handed-out"]
-    column = list(NAMES).index(decoder)
-    counts = [counts_of(pairs) for pairs in clip_pairs(results)]
+    exact, lost = cells_of_counts(runs)
     kinds = kinds_of_failure(results, decoder)
     eighths = np.mean([by_length(run, 8) for run in runs], axis=0)
     return {
@@ -91,9 +90,9 @@ def decoder_numbers(results, decoder):
         "val_loss": spread(last(runs, "val_loss")),
         "train_loss": spread(last(runs, "train_loss")),
         "first_similarity": spread([run["epochs"][0][SIMILARITY] for run in runs]),
-        "better": extent(count["better"][column] for count in counts),
-        "exact": extent(count["exact"][column] for count in counts),
-        "lost": extent(count["lost"][column] for count in counts),
+        "median": extent((np.median(run["clips"][SIMILARITY]) for run in runs), ".3f"),
+        "exact": exact,
+        "lost": lost,
         "kinds": {**kinds, "all": kinds.total()},
         "edits_per_letter": extent((edits_per_letter(run) for run in runs), ".3f"),
         "best_eighth": f"{max(eighths):.3f}",
@@ -147,35 +146,12 @@ def early_lead(lstm, transformer, epochs=(2, 5)):
 
 
 # ------------------------------------------------------------------------------- clip by clip, Q3.3
-def clip_pairs(results):
-    """For each seed (n, 2): the similarity of the LSTM and of the transformer on every clip."""
-    both = [full_runs(results, decoder) for decoder in NAMES]
-    columns = [[run["clips"][SIMILARITY] for run in runs] for runs in both]
-    return [np.column_stack(pair) for pair in zip(*columns, strict=True)]
-
-
 def is_exact(similarities):
     return similarities == 1
 
 
 def is_lost(similarities):
     return similarities < LOST
-
-
-def lead_of(pairs):
-    """Transformer less LSTM on each clip."""
-    lstm, transformer = pairs.T
-    return transformer - lstm
-
-
-def counts_of(pairs):
-    """{what: on how many clips of a seed it is so, for the LSTM and for the transformer}."""
-    lead = lead_of(pairs)
-    return {
-        "better": ((lead < 0).sum(), (lead > 0).sum()),
-        "exact": is_exact(pairs).sum(axis=0),
-        "lost": is_lost(pairs).sum(axis=0),
-    }
 
 
 def by_length(run, n_parts):
@@ -352,13 +328,16 @@ def aid_rows(results):
 
 
 def gap_rows(results):
-    """Loss and every score of both decoders on test, and transformer less LSTM."""
+    """Loss and every score of both decoders on test, and transformer less LSTM there and on
+    validation.
+    """
     lstm, transformer = (full_runs(results, decoder) for decoder in NAMES)
     rows = []
     for key, title in {"loss": "loss", **SCORES}.items():
         pair = test(lstm, key), test(transformer, key)
-        size, *ends = welch(pair[1], pair[0])
-        rows.append([title, *map(spread, pair), f"{signed(size)} {interval(*ends)}"])
+        val = [last(group, "val_loss" if key == "loss" else key) for group in (lstm, transformer)]
+        gaps = [difference(b, a) for a, b in (pair, val)]
+        rows.append([title, *map(spread, pair), *gaps])
     return rows
 
 

@@ -11,7 +11,6 @@ from conftest import ROOT
 from report import figures, lib, make, q1, q2, q3, readme, sheet, submission
 from runs import UserError
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -220,12 +219,6 @@ def test_kinds_of_error():
         assert q3.kinds_of_error(true, written) == kinds, (true, written)
 
 
-def test_how_clips_fall_out():
-    pairs = np.array([[1.0, 0.95], [0.5, 0.9], [0.8, 0.8], [0.6, 0.69]])  # LSTM, transformer
-    counts = {name: tuple(n) for name, n in q3.counts_of(pairs).items()}
-    assert counts == {"better": (1, 2), "exact": (1, 0), "lost": (2, 1)}  # LSTM, transformer
-
-
 def test_edits_in_texts():
     """Four texts of ten letters: right, two edits, three letters too many, and a lost one."""
     clips = {
@@ -235,6 +228,7 @@ def test_edits_in_texts():
     }
     run = {"clips": clips}
     assert q3.edits_of(run).tolist() == [0, 2, 3, 5]
+    assert q3.cells_of_counts([run, run]) == ["1", "1"]  # exact, lost
     assert q3.edits_per_letter(run) == pytest.approx(5 / 30)
     assert {k: n for k, n in q3.counts_of_edits(run).items() if n} == {
         "0": 1,

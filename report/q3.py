@@ -56,6 +56,7 @@ def numbers(results):
         "early_lead": signed(early_lead(lstm, transformer), 2),
         "smallest_gap": f"{welch(*(test(g, SIMILARITY) for g in (transformer, lstm)))[1]:.4f}",
         "device": lstm[0]["environment"]["device"],
+        "smoothed_p": f"{math.exp(-smoothed_loss(config['label_smoothing'])):.3f}",
         "smoothed_loss": f"{smoothed_loss(config['label_smoothing']):.3f}",
         "noclock": noclock_numbers(results),
         "clock_only": f"{similarity(results['q3-transformer-full-noctc']):.3f}",

@@ -157,7 +157,7 @@ def draw_lost(results, out):
     """Q3.3: where cross-attention listens while a text goes wrong, and while it goes right."""
     titles = ("LSTM: a loop", "transformer: same clip", "transformer: a loop", "LSTM: a jump")
     maps = results["q3-lost"]["maps"]
-    figure, panels = utils.pyplot().subplots(1, 4, figsize=(6.6, 2.6), layout="constrained")
+    figure, panels = utils.pyplot().subplots(1, 4, figsize=(6.6, 2.25), layout="constrained")
     for axes, title, shown in zip(panels, titles, maps, strict=True):
         weights = np.array(shown["percent"]) / 100  # (letters, time)
         extent = (0, shown["seconds"], -0.5, len(weights) - 0.5)

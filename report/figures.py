@@ -171,9 +171,7 @@ def draw_lost(results, out):
 
 
 def labels_of(text, n_labels=17):
-    """(places, labels) along a text: its letters, or in a long one some of its words."""
-    if len(text) < 30:
-        return range(len(text)), list(text.replace(" ", "␣"))
+    """(places, labels) along a text: its words, or in a long one some of them."""
     words = []
     for word in re.finditer(r"\S+", text):
         if not words or word.start() - words[-1].start() >= len(text) / n_labels:

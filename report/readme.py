@@ -67,7 +67,7 @@ def model_rows(model):
     }
     rows = []
     for name, scores in named.items():
-        similarity = f"{scores['damerau_levenshtein']:.3f} ({interval(*scores['interval'])})"
+        similarity = f"{scores['damerau_levenshtein']:.3f} {interval(*scores['interval'])}"
         rates = f"{scores['wer']:.3f}", f"{scores['cer']:.3f}"
         rows.append([name, str(scores["n"]), similarity, *rates])
     return rows

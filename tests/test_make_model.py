@@ -86,7 +86,7 @@ def test_model_scores_and_card(tmp_path, checkpoint, decoder, monkeypatch):
     assert counts == [2, 1, 2, 1]  # two clips; both in one recording; by telephone; one of Joe's
     assert [row[0] for row in readme.model_rows(result)][-1] == "Joe, a tone"
     facts = str(readme.model_facts(result))
-    assert readme.model_rows(result)[0][1:3] == ["300", "0.750 (0.700 to 0.800)"]  # spoken
+    assert readme.model_rows(result)[0][1:3] == ["300", "0.750 [0.700,\u00a00.800]"]  # spoken
     assert facts.count("(chosen)") == 1
     for said in ("1,234", "9 clips (synthetic tones)", "7 clips (tones)", "`make model`"):
         assert said in facts

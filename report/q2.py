@@ -245,19 +245,22 @@ def comparisons(results, runs, search):
         "error_of_test": f"{error_of_share(mean(accuracy['pool']), search, 'test'):.3f}",
         "shift_changes": [shift_change(runs, n) for n in (1, 2, 3)],
         "kept": {name: percent(share_kept(runs[f"{name}150"], 3)) for name in ("pool", "strided")},
-        **at_equal_loss(runs),
+        **at_equal_loss([runs[name] for name in COMPARED], ""),
+        **at_equal_loss([runs[f"{name}_fast"] for name in COMPARED], "fast_"),
         **over_fitting(runs),
     }
 
 
-def at_equal_loss(runs):
-    """Max-pooling's lead on validation, at the lowest training loss that all of COMPARED reach."""
-    level = lowest_common_loss([runs[name] for name in COMPARED])
-    pool, average_, strided = (at_training_loss(runs[name], level) for name in COMPARED)
+def at_equal_loss(groups, prefix):
+    """Max-pooling's lead on validation over the average and strides, where all their runs have the
+    lowest training loss that they all reach.
+    """
+    level = lowest_common_loss(groups)
+    pool, average_, strided = (at_training_loss(runs, level) for runs in groups)
     return {
-        "equal_loss": f"{level:.2f}",
-        "equal_loss_average": difference(pool, average_),
-        "equal_loss_strided": difference(pool, strided),
+        f"{prefix}equal_loss": f"{level:.2f}",
+        f"{prefix}equal_loss_average": difference(pool, average_),
+        f"{prefix}equal_loss_strided": difference(pool, strided),
     }
 
 

@@ -30,6 +30,7 @@ score = load_definitions(ROOT / "hw2-q3.ipynb", device="cpu").score
 
 SEEDS = (42, 43, 44)
 SIMILARITY = "damerau_levenshtein"  # which one "similarity" alone means
+HIGHER = 0.85  # a second such limit, to see what depends on it
 LOST = 0.7  # a text is lost, it has stopped following the sound, below this similarity
 
 
@@ -44,6 +45,7 @@ def numbers(results):
         "n_seeds": len(SEEDS),
         "lost": LOST,
         "nearly": NEARLY,
+        "higher": HIGHER,
         "config": config,
         "vectors_per_token": f"{vectors_per_token(lstm[0]):.1f}",
         "warmup": percent(config["warmup"]),
@@ -91,6 +93,7 @@ def decoder_numbers(results, decoder):
         "val_loss": spread(last(runs, "val_loss")),
         "train_loss": spread(last(runs, "train_loss")),
         "first_similarity": spread([run["epochs"][0][SIMILARITY] for run in runs]),
+        "above": extent((mean_above(run, 0.8) for run in runs), ".3f"),
         "median": extent((np.median(run["clips"][SIMILARITY]) for run in runs), ".3f"),
         "exact": exact,
         "lost": lost,
@@ -108,11 +111,14 @@ def noclock_numbers(results):
     """What the text says of the transformer with CTC and without the clock, one run."""
     run = results["q3-transformer-full-noclock"]
     exact, lost = cells_of_counts([run])
+    shares = [percent(share_of_architecture(results, limit)) for limit in (LOST, HIGHER)]
     nearly, single = count_kinds(run)
     return {
         "exact": exact,
         "lost": lost,
         "similarity": f"{similarity(run):.3f}",
+        "edits_per_letter": f"{edits_per_letter(run):.3f}",
+        "shares": shares,
         "commit": run["environment"]["commit"][:7],
         "processor": run["environment"]["processor"],
         "n_places": whole(nearly.total()),
@@ -255,6 +261,26 @@ def kinds_of_error(true, written):
             kinds[kind_of_error(old, new, true[i - 1 : i], true[same.a : same.a + 1])] += 1
         i, j = same.a + same.size, same.b + same.size
     return kinds
+
+
+def n_below(runs, limit):
+    """How many test texts are below a similarity, mean over the runs."""
+    return mean((np.array(run["clips"][SIMILARITY]) < limit).sum() for run in runs)
+
+
+def share_of_architecture(results, limit):
+    """Of the LSTM's texts below a similarity that are more than the transformer's, the share that
+    are also more than the transformer's without the clock.
+    """
+    lstm, transformer = (n_below(full_runs(results, decoder), limit) for decoder in NAMES)
+    noclock = n_below([results["q3-transformer-full-noclock"]], limit)
+    return (lstm - noclock) / (lstm - transformer)
+
+
+def mean_above(run, limit):
+    """The mean similarity of the texts that reach `limit`."""
+    values = np.array(run["clips"][SIMILARITY])
+    return values[values >= limit].mean()
 
 
 def count_kinds(run):

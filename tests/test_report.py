@@ -238,6 +238,19 @@ def test_edits_in_texts():
     }
 
 
+def test_the_share_of_the_architecture():
+    """Below 0.7: LSTM 4 texts, transformer 0, without the clock 1, so three of four; 2 of 4 below
+    0.85.
+    """
+    values = {"lstm": [0.5] * 4, "transformer": [0.9] * 4, "noclock": [0.5, 0.8, 0.9, 0.9]}
+    runs = {name: {"clips": {"damerau_levenshtein": value}} for name, value in values.items()}
+    results = {f"q3-{name}-full-seed{n}": runs[name] for name in q3.NAMES for n in q3.SEEDS}
+    results["q3-transformer-full-noclock"] = runs["noclock"]
+    assert q3.share_of_architecture(results, 0.7) == 0.75
+    assert q3.share_of_architecture(results, 0.85) == 0.5
+    assert q3.mean_above(runs["noclock"], 0.8) == pytest.approx(2.6 / 3)
+
+
 def test_the_loss_that_smoothing_asks_for():
     """The best loss under smoothed targets, found by training nothing but the logits."""
     logits = torch.zeros(1, 35, requires_grad=True)
